@@ -1,0 +1,22 @@
+"""Pre-train the testbed's base models again: python jobs/pretrain_testbed.py --output DIR."""
+
+import argparse
+import logging
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", required=True, help="folder that gets v1/ and v2/")
+    parser.add_argument("--models", nargs="+", default=["v1", "v2"], choices=["v1", "v2"])
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+
+    # Imported late: --help and a wrong argument answer at once.
+    from muscle.testbed.pretrain import pretrain
+
+    pretrain(arguments.output, arguments.models, arguments.threads)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""Artifacts: what a step leaves, found again by a key of all that changes its numbers.
+
+    ROOT/<step>/<key>/<attempt>/…       an attempt's files
+    ROOT/<step>/<key>/manifest.json     put last: the winning attempt and its checksums
+    ROOT/<step>/<key>/lease.json        the driver that works on it now
+
+Nothing is ever renamed, so this holds on object stores too. An artifact whose files
+are missing or altered doesn't count: its step runs again.
+"""
+
+import hashlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from muscle import storage
+
+LEASE_SECONDS = 120
+"""A lease that wasn't renewed for so long is free to take."""
+
+
+def key_of(inputs: Mapping[str, Any]) -> str:
+    """The key of an artifact: a hash of a JSON value of everything that changes its numbers."""
+    text = json.dumps(inputs, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artifact: its folder, file names, and what the step noted about it."""
+
+    step: str
+    key: str
+    path: str
+    notes: dict[str, Any]
+
+    def file(self, name: str) -> str:
+        """The path of one of its files."""
+        return storage.join(self.path, name)
+
+
+class Store:
+    """All artifacts under one root (any fsspec path)."""
+
+    def __init__(self, root: str):
+        self.root = storage.absolute(root)
+        self._verified: dict[tuple[str, str], Artifact] = {}
+
+    def folder(self, step: str, key: str) -> str:
+        """Where an artifact of this key lives."""
+        return storage.join(self.root, step, key)
+
+    def find(self, step: str, key: str) -> Artifact | None:
+        """The artifact, if it is whole: its manifest is there and every file matches it."""
+        if (step, key) in self._verified:
+            return self._verified[step, key]
+        folder = self.folder(step, key)
+        manifest = storage.read_json(storage.join(folder, "manifest.json"))
+        if not isinstance(manifest, dict) or manifest.get("key") != key:
+            return None
+        path = storage.join(folder, str(manifest.get("attempt")))
+        if not all(_intact(storage.join(path, n), f) for n, f in manifest["files"].items()):
+            return None
+        artifact = Artifact(step, key, path, dict(manifest.get("notes", {})))
+        self._verified[step, key] = artifact
+        return artifact
+
+    def new_attempt(self, step: str, key: str) -> str:
+        """A fresh folder for an attempt at this artifact."""
+        return storage.join(self.folder(step, key), f"attempt-{uuid.uuid4().hex[:8]}")
+
+    def commit(
+        self, step: str, key: str, attempt: str, inputs: Mapping[str, Any], notes: Mapping[str, Any]
+    ) -> Artifact:
+        """Write the manifest of an attempt whose files are all in place, and drop the others."""
+        fs, inside = storage.filesystem(attempt)
+        root = inside.rstrip("/") + "/"
+        names = sorted(str(p).split(root, 1)[1] for p in fs.find(inside))
+        files = {}
+        for name in names:
+            path = storage.join(attempt, name)
+            files[name] = {
+                "sha256": storage.sha256(path),
+                "size": fs.size(storage.join(inside, name)),
+            }
+        manifest = {
+            "step": step,
+            "key": key,
+            "attempt": attempt.rsplit("/", 1)[1],
+            "files": files,
+            "inputs": dict(inputs),
+            "notes": dict(notes),
+        }
+        storage.write_json(storage.join(self.folder(step, key), "manifest.json"), manifest)
+        self._remove_losers(step, key, keep=manifest["attempt"])
+        artifact = Artifact(step, key, attempt, dict(notes))
+        self._verified[step, key] = artifact
+        return artifact
+
+    def _remove_losers(self, step: str, key: str, keep: str) -> None:
+        fs, inside = storage.filesystem(self.folder(step, key))
+        for path in fs.ls(inside, detail=False):
+            name = str(path).rstrip("/").rsplit("/", 1)[1]
+            if name.startswith("attempt-") and name != keep:
+                fs.rm(path, recursive=True)
+
+    @contextmanager
+    def lease(
+        self, step: str, key: str, on_wait: Callable[[str], None] = lambda holder: None
+    ) -> Iterator[None]:
+        """Hold an artifact's lease: two drivers never work on one artifact.
+
+        Waits while another live driver holds it (telling `on_wait` who, once). A lease
+        of a dead process of this machine, or one that wasn't renewed for
+        `LEASE_SECONDS`, is taken over.
+        """
+        path = storage.join(self.folder(step, key), "lease.json")
+        me = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
+        told = False
+        while not _take(path, me):
+            if not told:
+                holder = storage.read_json(path) or {}
+                on_wait(f"{holder.get('host', '?')}, process {holder.get('pid', '?')}")
+                told = True
+            time.sleep(0.5)
+        stop = threading.Event()
+        renewing = threading.Thread(target=_renew, args=(path, me, stop), daemon=True)
+        renewing.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            renewing.join()
+            if (storage.read_json(path) or {}).get("token") == me["token"]:
+                storage.remove(path)
+
+
+def _take(path: str, me: dict[str, Any]) -> bool:
+    """Create the lease, or replace a dead one."""
+    if storage.create_exclusive(path, _lease_bytes(me)):
+        return True
+    holder = storage.read_json(path)
+    if holder is None:
+        # Gone by now, or half-written by a driver that died: a second look decides.
+        time.sleep(0.2)
+        holder = storage.read_json(path)
+        if holder is None and storage.exists(path):
+            storage.remove(path)
+        return False
+    if not _dead(holder):
+        return False
+    storage.remove(path)
+    if not storage.create_exclusive(path, _lease_bytes(me)):
+        return False
+    # Two drivers may both have found the old lease dead: the one whose lease stands has it.
+    time.sleep(0.2)
+    return bool((storage.read_json(path) or {}).get("token") == me["token"])
+
+
+def _lease_bytes(me: dict[str, Any]) -> bytes:
+    return json.dumps({**me, "renewed": time.time()}).encode()
+
+
+def _dead(holder: dict[str, Any]) -> bool:
+    if time.time() - float(holder.get("renewed", 0)) > LEASE_SECONDS:
+        return True
+    if holder.get("host") != socket.gethostname():
+        return False
+    pid = int(holder.get("pid", -1))
+    return pid != os.getpid() and not psutil.pid_exists(pid)
+
+
+def _renew(path: str, me: dict[str, Any], stop: threading.Event) -> None:
+    while not stop.wait(LEASE_SECONDS / 4):
+        storage.write_bytes(path, _lease_bytes(me))
+
+
+def _intact(path: str, expected: Mapping[str, Any]) -> bool:
+    fs, inside = storage.filesystem(path)
+    try:
+        return (
+            bool(fs.size(inside) == expected["size"]) and storage.sha256(path) == expected["sha256"]
+        )
+    except (FileNotFoundError, OSError):
+        return False

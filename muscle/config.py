@@ -1,0 +1,253 @@
+"""One experiment as one frozen, validated value.
+
+The defaults are the paper's (arXiv 2407.09435, §5, A.1, A.4). What it does not
+publish is marked "assumed". Every field that changes a number is part of some
+artifact's key (`muscle.pipeline.keys`); what sits under `resources` and `storage`
+never is.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+MaskName = Literal[
+    "student-wrong",
+    "old-right",
+    "token-likelihood",
+    "sequence-likelihood",
+    "always-old",
+    "never-old",
+]
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Part(BaseModel):
+    """Base of all parts: immutable, unknown keys are errors, and so are inf and nan."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataFiles(Part):
+    """Local or remote JSONL(.gz)/Parquet files that stand in for a task's hub data set."""
+
+    train: str | None = None
+    validation: str | None = None
+    test: str | None = None
+
+    def given(self) -> dict[str, str]:
+        """The splits that have a file."""
+        return {k: v for k, v in self.model_dump().items() if v is not None}
+
+
+class TaskConfig(Part):
+    """A harness task by name, or the user's own files.
+
+    Harness task: `name`, optionally `data_files` (local copies of its splits) and
+    `include_path` (a folder of harness YAMLs). Own files: `train`, `test`, `prompt`
+    (Jinja over the row's fields) and either `choices` (texts, or the name of a field
+    that holds a list) with `target` naming the gold (its text or index), or `target`
+    alone for generated answers.
+    """
+
+    name: str
+    # harness task
+    data_files: DataFiles | None = None
+    include_path: str | None = None
+    num_fewshot: int | None = Field(default=None, ge=0)
+    # own files
+    train: str | None = None
+    test: str | None = None
+    prompt: str | None = None
+    target: str | None = None
+    choices: list[str] | str | None = None
+    until: list[str] = ["\n"]
+    max_gen_toks: Positive | None = None
+    # both
+    metric: str | None = None
+    filter: str | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_file_name(cls, name: str) -> str:
+        # The name becomes `<version>/<name>.parquet`.
+        if not name or any(c in name for c in "/\\\0") or name in {".", ".."}:
+            raise ValueError("a task name must not be empty or contain '/' or '\\'")
+        return name
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the task is defined by the user's own files."""
+        return self.prompt is not None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "TaskConfig":
+        own = {k for k in ("train", "test", "prompt", "target", "choices") if getattr(self, k)}
+        if self.choices is not None and not self.choices:
+            raise ValueError("'choices' is empty: give at least two choices")
+        if isinstance(self.choices, list) and len(self.choices) < 2:
+            raise ValueError("'choices' needs at least two choices")
+        if not own:
+            return self
+        missing = [k for k in ("test", "prompt") if not getattr(self, k)]
+        if missing:
+            raise ValueError(
+                f"a task of own files needs {' and '.join(map(repr, missing))} "
+                "(or leave train, test, prompt, target and choices out for a harness task)"
+            )
+        if not self.target:
+            raise ValueError("'target' is missing: the field that holds the right answer")
+        for key in ("data_files", "include_path", "num_fewshot"):
+            if getattr(self, key) is not None:
+                raise ValueError(f"'{key}' is for harness tasks, not for own files")
+        return self
+
+
+class VersionConfig(Part):
+    """One base model, and optionally a task adapter that already exists.
+
+    `model` is a directory, a hub id, or `testbed:v1` / `testbed:v2`.
+    """
+
+    model: str
+    revision: str | None = None
+    adapter: str | None = None
+
+
+class AdapterConfig(Part):
+    """LoRA (A.1): on all linear layers, rank 128, alpha 256, no dropout."""
+
+    r: Positive = 128
+    alpha: Positive = 256
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    targets: list[str] | str = "all-linear"
+
+
+class TrainingConfig(Part):
+    """Task-adapter training (A.1). One update is batch_size x accumulation examples.
+
+    The number of examples in an update does not depend on the number of workers.
+    """
+
+    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
+    warmup_steps: Annotated[int, Field(ge=0)] = 500
+    schedule: Literal["constant", "linear", "cosine"] = "constant"  # assumed
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    epochs: Positive = 10
+    batch_size: Positive = 4  # assumed
+    accumulation: Positive = 8
+    max_length: Annotated[int, Field(ge=2)] = 1024  # assumed
+    clip_norm: Annotated[float, Field(gt=0.0)] | None = None  # assumed
+    loss_on: Literal["all", "answer"] = "all"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # assumed
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    limit: Positive | None = None  # examples of the training split, before the 80/20 split
+
+    @property
+    def update_size(self) -> int:
+        """Examples per optimizer update."""
+        return self.batch_size * self.accumulation
+
+
+class CompatibilityConfig(Part):
+    """L = (1 - ce_weight) mean[old_weight m a1 + (1 - m) a2] + ce_weight CE  (§4, A.4).
+
+    `learning_rate`, `epochs` and `warmup_steps` are the task adapters' unless given
+    ("same hyper-parameters", A.1).
+    """
+
+    mask: MaskName = "student-wrong"
+    temperature: Annotated[float, Field(gt=0.0)] = 2.0
+    ce_weight: Fraction = 0.0
+    old_weight: Annotated[float, Field(ge=0.0)] = 1.0
+    learning_rate: Annotated[float, Field(gt=0.0)] | None = None
+    epochs: Positive | None = None
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+
+
+class EvaluationConfig(Part):
+    """How the three models are scored."""
+
+    dtype: Literal["float32", "bfloat16"] | None = None  # default: the training dtype
+    limit: Positive | None = None
+    max_length: Positive | None = None  # default: the model's context window
+
+
+class ResourcesConfig(Part):
+    """What a run may use; nothing here changes a number beyond rounding.
+
+    A token budget bounds one forward: a batch is filled with sequences until their
+    number times the longest one reaches it.
+    """
+
+    workers: Positive = 1
+    cpus_per_worker: Positive | None = None  # default: the local cores, shared
+    gpus_per_worker: Annotated[float, Field(ge=0.0)] | Literal["auto"] = "auto"
+    deepspeed: str = "zero2"
+    gradient_checkpointing: bool = False
+    training_tokens: Positive = 8192
+    scoring_tokens: Positive = 16384
+    min_actors: Positive = 1
+    max_actors: Positive = 1
+    cpus_per_actor: Annotated[float, Field(gt=0.0)] = 1.0
+    gpus_per_actor: Annotated[float, Field(ge=0.0)] | Literal["auto"] = "auto"
+
+    @model_validator(mode="after")
+    def _actor_range(self) -> "ResourcesConfig":
+        if self.max_actors < self.min_actors:
+            raise ValueError("'max_actors' is smaller than 'min_actors'")
+        return self
+
+
+class Experiment(Part):
+    """A whole update: two base versions, a task, and how compat is trained and judged."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    task: TaskConfig
+    old: VersionConfig
+    new: VersionConfig
+    adapter: AdapterConfig = AdapterConfig()
+    training: TrainingConfig = TrainingConfig()
+    compatibility: CompatibilityConfig = CompatibilityConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
+    compat_seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
+    data_seed: Annotated[int, Field(ge=0)] = 0
+    storage: str | None = None  # where artifacts live; default: OUTPUT/artifacts
+    assumed: dict[str, Any] = {}  # notes: settings that the paper does not publish
+
+    @field_validator("task", mode="before")
+    @classmethod
+    def _task_by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("seeds", "compat_seeds")
+    @classmethod
+    def _distinct(cls, seeds: list[int] | None) -> list[int] | None:
+        if seeds is not None and len(set(seeds)) != len(seeds):
+            raise ValueError("a seed occurs twice")
+        return seeds
+
+    @model_validator(mode="after")
+    def _compat_seeds_vary_one_seed(self) -> "Experiment":
+        if self.compat_seeds is not None and len(self.seeds) != 1:
+            raise ValueError(
+                "'compat_seeds' varies only the compat adapter: give one seed in 'seeds'"
+            )
+        return self
+
+    @property
+    def runs(self) -> list[tuple[int, int]]:
+        """(task seed, compat seed) of every run of the update."""
+        if self.compat_seeds is not None:
+            return [(self.seeds[0], seed) for seed in self.compat_seeds]
+        return [(seed, seed) for seed in self.seeds]
+
+    @property
+    def compat_training(self) -> TrainingConfig:
+        """The task adapters' training settings with the compatibility overrides applied."""
+        names = ("learning_rate", "epochs", "warmup_steps")
+        given = {name: getattr(self.compatibility, name) for name in names}
+        return self.training.model_copy(update={k: v for k, v in given.items() if v is not None})

@@ -1,0 +1,41 @@
+"""Batches filled by a token budget, and what happens when one does not fit in memory."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def fill(rows: Sequence[T], length: Callable[[T], int], budget: int) -> Iterator[list[T]]:
+    """Batches of `rows`, longest first, each with rows x longest <= budget.
+
+    A row longer than the budget is a batch of its own. Sorting wastes the least padding
+    and meets the largest batch first. The order among equals is that of `rows`.
+    """
+    batch: list[T] = []
+    for row in sorted(rows, key=length, reverse=True):
+        if batch and (len(batch) + 1) * length(batch[0]) > budget:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def run_in_memory(batch: list[T], run: Callable[[list[T]], list[R]], failed: R) -> list[R]:
+    """`run(batch)`; out of GPU memory, its halves; `failed` for a single row that is too big."""
+    import torch
+
+    try:
+        return run(batch)
+    except torch.cuda.OutOfMemoryError:
+        if len(batch) == 1:
+            return [failed]
+    # Outside the handler, so that the exception no longer holds the batch's tensors.
+    torch.cuda.empty_cache()
+    middle = len(batch) // 2
+    return [
+        *run_in_memory(batch[:middle], run, failed),
+        *run_in_memory(batch[middle:], run, failed),
+    ]

@@ -1,0 +1,103 @@
+"""Text to tokens exactly as lm-evaluation-harness's HFLM does it, for many texts at once."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A scored sequence: the tokens conditioned on, and the tokens whose probability counts."""
+
+    context: list[int]
+    continuation: list[int]
+
+
+class Encoder:
+    """A tokenizer with the harness's rules about special tokens, trailing spaces and BOS."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        self.prefix_id: int | None = bos if bos is not None else eos
+        self._prefix_text: str | None = (
+            None if self.prefix_id is None else tokenizer.decode(self.prefix_id)
+        )
+
+    def pairs(self, texts: Sequence[tuple[str, str]]) -> "list[Pair | str]":
+        """One `Pair` for each (context, continuation), or why there is none, as a phrase.
+
+        Trailing spaces of the context move to the continuation, the joined text is
+        encoded once and cut at the length of the encoded context, so a token that spans
+        the join belongs to the continuation. An empty context is the prefix token (BOS,
+        else EOS).
+        """
+        moved = [_move_spaces(context, continuation) for context, continuation in texts]
+        with_special = _unique(
+            text
+            for (original, _), (context, rest) in zip(texts, moved, strict=True)
+            if original
+            for text in (context + rest, context)
+        )
+        plain = _unique(rest for original, rest in texts if not original)
+        ids = dict(zip(with_special, self._encode(with_special), strict=True))
+        plain_ids = dict(zip(plain, self._call(plain, special=False), strict=True))
+        found: list[Pair | str] = []
+        for (original, _), (context, rest) in zip(texts, moved, strict=True):
+            if original:
+                start = ids[context]
+                pair = Pair(start, ids[context + rest][len(start) :])
+            elif self.prefix_id is None:
+                found.append("the context is empty and the tokenizer has no BOS or EOS")
+                continue
+            else:
+                pair = self._after_prefix(plain_ids[rest])
+            if not pair.continuation:
+                found.append("the continuation has no tokens")
+            elif not pair.context:
+                found.append("the context has no tokens")
+            else:
+                found.append(pair)
+        return found
+
+    def contexts(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each context to generate from, untruncated; BOS is never doubled."""
+        bos = getattr(self.tokenizer, "bos_token", None)
+        unique = _unique(texts)
+        ids = dict(zip(unique, self._encode(unique, bos), strict=True))
+        return [ids[text] for text in texts]
+
+    def _after_prefix(self, rest: list[int]) -> Pair:
+        """An empty context: the prefix token, unless the continuation brings its own."""
+        assert self.prefix_id is not None
+        if rest and rest[0] == self.prefix_id:
+            return Pair(rest[:1], rest[1:])
+        return Pair([self.prefix_id], rest)
+
+    def _encode(self, texts: Sequence[str], prefix: str | None = None) -> list[list[int]]:
+        """The tokenizer's default special tokens, but none on a text that begins with BOS."""
+        prefix = self._prefix_text if prefix is None else prefix
+        has = [prefix is not None and text.startswith(prefix) for text in texts]
+        bare = iter(self._call([t for t, h in zip(texts, has, strict=True) if h], special=False))
+        full = iter(self._call([t for t, h in zip(texts, has, strict=True) if not h]))
+        return [next(bare) if h else next(full) for h in has]
+
+    def _call(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
+        if not texts:
+            return []
+        encoded = self.tokenizer(
+            list(texts),
+            add_special_tokens=special,
+            return_attention_mask=False,
+            verbose=False,  # no warning about length: truncation is ours
+        )
+        return [list(ids) for ids in encoded["input_ids"]]
+
+
+def _move_spaces(context: str, continuation: str) -> tuple[str, str]:
+    kept = context.rstrip()
+    return kept, context[len(kept) :] + continuation
+
+
+def _unique(texts: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(texts))

@@ -1,0 +1,167 @@
+"""One base model, all its adapters: `Query`s in, `Answer`s out.
+
+The numbers are those of lm-evaluation-harness's HFLM (fp32, `logits_cache=False`, batch
+size 1) and do not depend on which queries share a batch. Every query gets an answer: one
+that cannot be scored (an empty continuation, one longer than the window, NaN) has
+`error` set and no outputs.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from muscle.errors import UserError
+from muscle.evaluation.encoding import Encoder, Pair
+from muscle.evaluation.generation import Prompt, generate
+from muscle.evaluation.scoring import score
+from muscle.models import (
+    attach_adapter,
+    check_adapter,
+    check_structure,
+    context_window,
+    load_base,
+    load_tokenizer,
+    using_adapter,
+)
+from muscle.types import Answer, Output, Query, Request
+
+Place = tuple[int, int]
+"""(query, request): where an output belongs."""
+
+
+class Engine:
+    """Loads one base and its adapters once; `answer` runs any of its versions.
+
+    Args:
+        model: directory, hub id or `testbed:NAME` of the base.
+        revision: of a hub model.
+        adapters: version name -> adapter directory, None for the bare base.
+        dtype: "float32", "bfloat16" or "float16", of the base's weights. Adapters stay in
+            fp32, as PEFT loads them.
+        batch_tokens: rows x longest row of one forward (for generation prompt and new
+            tokens together).
+        max_length: window in tokens; default the model's own.
+        device: default "cuda" where there is one, else "cpu".
+        threads: CPU threads of torch, for the whole process; None leaves them.
+        seed: of sampled generation, together with the query's id and the request's place.
+        base_fingerprint: of `fingerprint_base`; given, adapters that name another base in
+            their muscle.json are refused.
+
+    Raises:
+        UserError: anything about model, adapters or settings that the user can mend.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        revision: str | None,
+        adapters: Mapping[str, str | None],
+        dtype: str,
+        batch_tokens: int,
+        max_length: int | None = None,
+        device: str | None = None,
+        threads: int | None = None,
+        seed: int = 0,
+        base_fingerprint: str | None = None,
+    ) -> None:
+        import torch
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.tokenizer = load_tokenizer(model, revision)
+        base = load_base(model, revision, dtype, device)
+        check_structure(base)
+        window = context_window(base.config, self.tokenizer)
+        if max_length is not None and max_length > window:
+            raise UserError(
+                f"max_length {max_length} is more than the context window of {model!r} ({window})"
+            )
+        self.max_length = max_length or window
+        self.batch_tokens = batch_tokens
+        self.seed = seed
+        self.encoder = Encoder(self.tokenizer)
+        self.model: Any = base
+        self._adapter_names: dict[str, str | None] = {}
+        for number, (version, path) in enumerate(adapters.items()):
+            if path is None:
+                self._adapter_names[version] = None
+                continue
+            check_adapter(path, model, base_fingerprint, base.config)
+            # A version may be called "v1.5", but a PEFT adapter's name takes no dot.
+            name = f"version{number}"
+            self.model = attach_adapter(self.model, path, name)
+            self._adapter_names[version] = name
+        self.model.eval()
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """The versions this engine can answer for."""
+        return tuple(self._adapter_names)
+
+    def answer(self, version: str, queries: Sequence[Query]) -> list[Answer]:
+        """Each query's answer under one version, in the order given.
+
+        Raises:
+            KeyError: no such version.
+        """
+        name = self._adapter_names[version]
+        results: dict[Place, Output | str] = {}
+        with using_adapter(self.model, name):
+            results.update(self._score(queries))
+            results.update(self._generate(queries))
+        return [_assemble(query, q, results) for q, query in enumerate(queries)]
+
+    def _score(self, queries: Sequence[Query]) -> dict[Place, Output | str]:
+        places, requests = _requests(queries, "loglikelihood")
+        pairs = self.encoder.pairs([(r.context, r.continuation) for r in requests])
+        results: dict[Place, Output | str] = {}
+        good: list[tuple[Place, Pair]] = []
+        for place, pair in zip(places, pairs, strict=True):
+            if isinstance(pair, str):
+                results[place] = pair
+            else:
+                good.append((place, pair))
+        outputs = score(self.model, [pair for _, pair in good], self.max_length, self.batch_tokens)
+        results.update({place: out for (place, _), out in zip(good, outputs, strict=True)})
+        return results
+
+    def _generate(self, queries: Sequence[Query]) -> dict[Place, Output | str]:
+        places, requests = _requests(queries, "generate_until")
+        contexts = self.encoder.contexts([r.context for r in requests])
+        prompts = [
+            Prompt(ids, request.generation, f"{queries[q].id}\0{r}")
+            for (q, r), ids, request in zip(places, contexts, requests, strict=True)
+        ]
+        outputs = generate(
+            self.model,
+            self.tokenizer,
+            prompts,
+            self.max_length,
+            self.batch_tokens,
+            self.seed,
+        )
+        return dict(zip(places, outputs, strict=True))
+
+
+def _requests(queries: Sequence[Query], kind: str) -> tuple[list[Place], list[Request]]:
+    """All requests of one kind, with their places."""
+    found = [
+        ((q, r), request)
+        for q, query in enumerate(queries)
+        for r, request in enumerate(query.requests)
+        if request.kind == kind
+    ]
+    return [place for place, _ in found], [request for _, request in found]
+
+
+def _assemble(query: Query, number: int, results: Mapping[Place, Output | str]) -> Answer:
+    """One query's answer; one failed request fails it, since half a question has no choice."""
+    outputs: list[Output] = []
+    if not query.requests:
+        return Answer(id=query.id, outputs=(), error="it has no requests")
+    for r, request in enumerate(query.requests):
+        result = results.get((number, r), f"its kind {request.kind!r} is unknown")
+        if isinstance(result, str):
+            return Answer(id=query.id, outputs=(), error=f"request {r}: {result}")
+        outputs.append(result)
+    return Answer(id=query.id, outputs=tuple(outputs))

@@ -1,0 +1,1 @@
+"""Masks and losses: pure functions that return sums; one outer layer divides."""

@@ -1,0 +1,1 @@
+"""Flips between model versions, their intervals, and the joins they rest on (numpy only)."""

@@ -1,0 +1,142 @@
+"""How sure a flip rate is: Wilson intervals, the paired bootstrap, exact McNemar.
+
+Two short formulas are written out here, since importing scipy.stats or statsmodels
+takes longer than a whole `muscle compare`; the tests hold them against both.
+"""
+
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from muscle.metrics.flips import FloatArray
+
+CONFIDENCE = 0.95
+DRAWS = 10_000
+SEED = 20240712  # the day MUSCLE was published; any fixed number would do
+MAX_UNDEFINED = 0.01
+_CHUNK = 1 << 20  # resampled weights held at once, so that memory stays at some MB
+
+
+class Interval(NamedTuple):
+    """A two-sided interval, low <= high."""
+
+    low: float
+    high: float
+
+
+class McNemar(NamedTuple):
+    """Discordant counts of two paired indicators and the exact two-sided p.
+
+    only_first   examples where the first indicator alone is true
+    only_second  examples where the second alone is
+    p            1 when there is no discordant example
+    """
+
+    only_first: int
+    only_second: int
+    p: float
+
+
+def wilson(successes: float, n: float, confidence: float = CONFIDENCE) -> Interval | None:
+    """Wilson's score interval for a proportion (Wilson 1927); None for n = 0.
+
+    `successes` may be fractional (a mean over seeds).
+
+    Raises:
+        ValueError: successes outside [0, n], confidence outside (0, 1).
+    """
+    if not 0 <= successes <= n or not 0 < confidence < 1:
+        raise ValueError(f"wilson({successes}, {n}, {confidence}): need 0 <= successes <= n")
+    if n == 0:
+        return None
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    rate, square = successes / n, z * z / n
+    centre = rate + square / 2
+    spread = z * (rate * (1 - rate) / n + square / (4 * n)) ** 0.5
+    # At 0 and n successes one end is exactly 0 or 1, and rounding must not move it.
+    low = 0.0 if successes == 0 else (centre - spread) / (1 + square)
+    high = 1.0 if successes == n else (centre + spread) / (1 + square)
+    return Interval(max(0.0, low), min(1.0, high))
+
+
+def mcnemar_exact(first: ArrayLike, second: ArrayLike) -> McNemar:
+    """Exact McNemar test of two paired indicators (McNemar 1947, binomial form).
+
+    For "did the compatibility adapter lower NFR": first = F_new (old right, new
+    wrong), second = F_compat (old right, compat wrong). Given the m discordant
+    examples, the smaller count is Binomial(m, 1/2) when nothing changed.
+
+    Args:
+        first: [n] booleans.
+        second: [n] booleans on the same examples.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    a, b = np.asarray(first, dtype=np.bool_), np.asarray(second, dtype=np.bool_)
+    if a.shape != b.shape:
+        raise ValueError("the two indicators must have the same shape")
+    only_first, only_second = int((a & ~b).sum()), int((~a & b).sum())
+    discordant, smaller = only_first + only_second, min(only_first, only_second)
+    term = tail = 1  # exact integers: C(m, i) and its running sum
+    for i in range(smaller):
+        term = term * (discordant - i) // (i + 1)
+        tail += term
+    return McNemar(only_first, only_second, min(1.0, 2 * tail / 2**discordant))
+
+
+def bootstrap_sums(features: FloatArray, draws: int = DRAWS, seed: int = SEED) -> FloatArray:
+    """Column sums of `features` over resampled examples (Efron 1979), all columns together.
+
+    One draw takes n examples with replacement and sums every column over them; since a
+    row holds all versions (and all seeds) of its example, pairs stay pairs.
+
+    Args:
+        features: [n, columns], finite.
+        draws: the number of resamples.
+        seed: of the random generator; the same one gives the same draws.
+
+    Returns:
+        [draws, columns].
+    """
+    n, columns = features.shape
+    out = np.zeros((draws, columns))
+    if n == 0 or columns == 0:
+        return out
+    rng = np.random.default_rng(seed)
+    # Right and wrong make few distinct rows: then how often each is drawn is one
+    # multinomial number, and 10,000 draws cost milliseconds.
+    cells, counts = np.unique(features, axis=0, return_counts=True)
+    few = 10 * len(cells) <= n
+    width = len(cells) if few else n
+    step = max(1, _CHUNK // width)
+    for start in range(0, draws, step):
+        size = min(step, draws - start)
+        if few:
+            weights = rng.multinomial(n, counts / n, size=size)
+        else:
+            picks = rng.integers(0, n, size=(size, n))
+            picks += np.arange(size)[:, None] * n
+            weights = np.bincount(picks.ravel(), minlength=size * n).reshape(size, n)
+        out[start : start + size] = weights.astype(np.float64) @ (cells if few else features)
+    return out
+
+
+def percentile_interval(values: FloatArray, confidence: float = CONFIDENCE) -> Interval | None:
+    """The percentile interval of bootstrap draws [draws]; NaN marks an undefined draw.
+
+    Returns:
+        None where the draws can't tell: more than 1 % of them are undefined (a
+        denominator of 0), or all are equal. The latter only says that no resample
+        could vary (no flip among the examples), not that the number is certain.
+    """
+    known = values[~np.isnan(values)]
+    if known.size == 0 or known.size < (1 - MAX_UNDEFINED) * values.size:
+        return None
+    tail = (1 - confidence) / 2
+    if np.ptp(known) <= 1e-12:
+        return None
+    low, high = np.quantile(known, [tail, 1 - tail])
+    return Interval(float(low), float(high))

@@ -1,0 +1,48 @@
+"""Load base models and adapters, name them by fingerprint, split them in body and head.
+
+Nothing here imports torch or transformers before a function needs them, so resolving
+names and fingerprints stays cheap.
+"""
+
+from muscle.models.adapters import (
+    adapter_parameters,
+    attach_adapter,
+    copy_adapter_config,
+    new_adapter,
+    save_adapter,
+    using_adapter,
+    write_adapter,
+)
+from muscle.models.compatibility import check_adapter
+from muscle.models.fingerprint import (
+    fingerprint_adapter,
+    fingerprint_base,
+    fingerprint_tokenizer,
+    same_tokenizer,
+)
+from muscle.models.load import context_window, load_base, load_config, load_tokenizer
+from muscle.models.resolve import resolve_model
+from muscle.models.structure import check_structure, hidden_states, project
+
+__all__ = [
+    "adapter_parameters",
+    "attach_adapter",
+    "check_adapter",
+    "check_structure",
+    "context_window",
+    "copy_adapter_config",
+    "fingerprint_adapter",
+    "fingerprint_base",
+    "fingerprint_tokenizer",
+    "hidden_states",
+    "load_base",
+    "load_config",
+    "load_tokenizer",
+    "new_adapter",
+    "project",
+    "resolve_model",
+    "same_tokenizer",
+    "save_adapter",
+    "using_adapter",
+    "write_adapter",
+]

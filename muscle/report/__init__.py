@@ -1,0 +1,15 @@
+"""From predictions to the report: numbers (`build`), words (`view`), page, table."""
+
+from muscle.report.build import build_report
+from muscle.report.examples import FlipExample, pick_examples
+from muscle.report.page import write_report
+from muscle.report.table import print_examples, print_table
+
+__all__ = [
+    "FlipExample",
+    "build_report",
+    "pick_examples",
+    "print_examples",
+    "print_table",
+    "write_report",
+]

@@ -1,0 +1,116 @@
+"""report.json and report.md, each put in place in one step."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from muscle.report import view
+from muscle.report.examples import FlipExample
+from muscle.report.text import markdown, one_line
+from muscle.tables import write_bytes
+
+TEMPLATE = "report.md.j2"
+
+
+def write_report(
+    report: dict[str, Any],
+    path_json: str | Path,
+    path_md: str | Path,
+    examples: Sequence[FlipExample] = (),
+) -> None:
+    """Write a report as JSON and as a Markdown page, to any fsspec path.
+
+    Each file appears whole or not at all. The JSON comes last, so where it stands the
+    page stands too.
+
+    Args:
+        report: what `build_report` returned.
+        examples: negative flips to show on the page, from `pick_examples`.
+
+    Raises:
+        ValueError: the report holds NaN or infinity (JSON has neither).
+        TypeError: provenance holds something that is no JSON value.
+        UserError: a file can't be written.
+    """
+    data = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    page = render_page(report, examples)
+    write_bytes(path_md, page.encode("utf-8", "replace"))
+    write_bytes(path_json, data.encode("utf-8", "backslashreplace"))
+
+
+def render_page(report: dict[str, Any], examples: Sequence[FlipExample] = ()) -> str:
+    """The Markdown page of a report; all foreign text in it is escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        # The page is Markdown: `md` escapes more than HTML's escaping would.
+        autoescape=False,
+    )
+    environment.filters["md"] = markdown
+    return environment.get_template(TEMPLATE).render(
+        provenance=list(_flat(report["provenance"])),
+        tasks=[_task(name, task, examples) for name, task in report["tasks"].items()],
+    )
+
+
+def _task(name: str, task: dict[str, Any], examples: Sequence[FlipExample]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "heading": view.heading(task),
+        "reading": view.reading(task),
+        "versions": view.versions(task),
+        "pairs": [view.arrow(p) for p in view.pairs(task)],
+        "score": view.score_row(task),
+        "rates": view.rate_rows(task, full=True),
+        "counts": view.count_rows(task),
+        "reduction": view.reduction_rows(task),
+        "seeds": _seeds(task) if len(task["by_seed"]) > 1 else [],
+        "examples": [_example(e) for e in examples if e.old.task == name],
+    }
+
+
+def _seeds(task: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "seed": seed,
+            "score": view.score_row(block),
+            "counts": view.count_rows(block),
+            "rates": view.rate_rows(block)[:2],
+            "reduction": view.reduction_rows(block),
+        }
+        for seed, block in task["by_seed"].items()
+    ]
+
+
+def _example(example: FlipExample) -> dict[str, str]:
+    cells = {
+        "id": example.old.id,
+        "question": one_line(example.old.question, 600),
+        "gold": example.old.gold,
+        "old": example.old.prediction,
+        "new": example.new.prediction,
+    }
+    if example.compat is not None:
+        right = example.compat.score is not None and example.compat.score >= (
+            example.old.score or 0.0
+        )
+        cells["compat"] = example.compat.prediction
+        cells["compat_note"] = "no longer worse than old" if right else "still worse than old"
+    return {key: one_line(value, 600) for key, value in cells.items()}
+
+
+def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested provenance as lines "a.b" -> text."""
+    if isinstance(value, Mapping) and (value or not prefix):
+        lines = []
+        for key, inner in value.items():
+            lines += _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+        return lines
+    shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return [(prefix, one_line(shown, 300))]

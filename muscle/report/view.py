@@ -1,0 +1,227 @@
+"""A task's report as rows and one sentence; the page and the console show the same."""
+
+from typing import Any, NamedTuple
+
+from muscle.report.text import NOTHING, number, p_value, percent
+from muscle.types import VERSIONS
+
+PAIRS = ("old->new", "old->compat", "new->compat")
+
+
+class Row(NamedTuple):
+    """One line of a table: a name and a cell for each column."""
+
+    label: str
+    cells: tuple[str, ...]
+
+
+class Measure(NamedTuple):
+    """How one number is shown: its key in the report, its name, in percent or plain.
+
+    `bound_digits` are the decimals of the interval: one less than the value's, so that
+    a table fits 80 columns, except where the sign of a bound is the news.
+    """
+
+    key: str
+    label: str
+    in_percent: bool = True
+    bound_digits: int = 1
+
+
+MEASURES = (
+    Measure("nfr", "NFR %"),
+    Measure("pfr", "PFR %"),
+    Measure("nfr_mc", "NFR_mc %"),
+    Measure("relative_nfr", "relative NFR", False, 2),
+    Measure("btc", "BTC %"),
+    Measure("nfi", "NFI %"),
+    Measure("m_g", "m_g points"),
+    Measure("m_r", "m_r points"),
+)
+KAPPA = Measure("kappa", "κ", False, 2)
+REDUCTIONS = (
+    Measure("nfr", "ΔNFR points", bound_digits=2),
+    Measure("nfr_relative", "Δ% NFR"),
+    Measure("relative_nfr_relative", "Δ% relative NFR"),
+)
+COUNTS = {
+    "both_right": "both right",
+    "negative": "worse (negative flips)",
+    "positive": "better (positive flips)",
+    "equal": "equal",
+    "both_wrong_same": "both wrong, same answer",
+    "both_wrong_different": "both wrong, other answer",
+}
+
+
+SCORE = Measure("score", "score %")
+
+
+def _value(measure: Measure, value: float | None, signed: bool = False) -> str:
+    show = percent if measure.in_percent else number
+    return show(value, 2 if measure.in_percent else 3, signed)
+
+
+def _interval(measure: Measure, bounds: list[float] | None, signed: bool = False) -> str:
+    if bounds is None:
+        return ""
+    show = percent if measure.in_percent else number
+    low, high = (show(b, measure.bound_digits, signed) for b in bounds)
+    return f"[{low}, {high}]"
+
+
+def _cell(measure: Measure, value: float | None, bounds: list[float] | None) -> str:
+    return f"{_value(measure, value)} {_interval(measure, bounds)}".rstrip()
+
+
+def versions(task: dict[str, Any]) -> list[str]:
+    """The versions of this task, in the usual order."""
+    return [v for v in VERSIONS if v in task["versions"]]
+
+
+def pairs(task: dict[str, Any]) -> list[str]:
+    """The pairs of this task, in the usual order."""
+    return [p for p in PAIRS if p in task["pairs"]]
+
+
+def arrow(pair: str) -> str:
+    """A pair's name with a true arrow."""
+    return pair.replace("->", "→")
+
+
+def score_row(task: dict[str, Any]) -> Row:
+    """The scores, a cell for each version."""
+    entries = [task["versions"][v] for v in versions(task)]
+    return Row(SCORE.label, tuple(_cell(SCORE, e["score"], e["ci95"]) for e in entries))
+
+
+def rate_rows(task: dict[str, Any], full: bool = False) -> list[Row]:
+    """The measures, a cell for each pair; `full` adds error consistency."""
+    entries = [task["pairs"][p] for p in pairs(task)]
+    return [
+        Row(m.label, tuple(_cell(m, e[m.key], e["ci95"][m.key]) for e in entries))
+        for m in (*MEASURES, KAPPA)
+        if full or m is not KAPPA
+    ]
+
+
+def count_rows(task: dict[str, Any]) -> list[Row]:
+    """The counts, a cell for each pair; empty for several seeds."""
+    entries = [task["pairs"][p] for p in pairs(task)]
+    rows = [
+        Row(label, tuple(NOTHING if e.get(key) is None else str(e[key]) for e in entries))
+        for key, label in COUNTS.items()
+    ]
+    return [row for row in rows if set(row.cells) != {NOTHING}]
+
+
+def reduction_rows(task: dict[str, Any]) -> list[Row]:
+    """What compat changes, as three cells: value, interval and, in the first row, p."""
+    reduction = task["reduction"]
+    if reduction is None:
+        return []
+    p = "" if reduction["p"] is None else p_value(reduction["p"])
+    return [
+        Row(
+            m.label,
+            (
+                _value(m, reduction[m.key], signed=True),
+                _interval(m, reduction["ci95"][m.key], signed=True),
+                p if m.key == "nfr" else "",
+            ),
+        )
+        for m in REDUCTIONS
+    ]
+
+
+def heading(task: dict[str, Any]) -> str:
+    """What the numbers rest on: metric, n, seeds, what was left out."""
+    seeds = len(task["by_seed"])
+    parts = [f"metric {task['metric']}", f"n = {task['n']}"]
+    if seeds > 1:
+        parts.append(f"mean of {seeds} seeds")
+    if task["unscored"]:
+        parts.append(f"{task['unscored']} unscored and left out")
+    return ", ".join(parts)
+
+
+def _points(after: dict[str, Any], before: dict[str, Any]) -> str:
+    return percent(after["score"] - before["score"], 2, signed=True)
+
+
+def _score_name(task: dict[str, Any]) -> str:
+    return "accuracy" if task["metric"].startswith("acc") else task["metric"]
+
+
+def reading(task: dict[str, Any]) -> str:
+    """The result in one sentence of plain words; it claims nothing the interval doesn't."""
+    if not task["n"]:
+        return "Nothing can be said: no example is scored in all versions."
+    scores, before = task["versions"], task["pairs"]["old->new"]
+    if task["reduction"] is None:
+        return _reading_update(task, before)
+    change = f"{_score_name(task)} {_points(scores['compat'], scores['new'])} points against new"
+    reduction = task["reduction"]
+    if before["nfr"] == 0 and reduction["nfr"] == 0:
+        return f"New has no negative flips, so compat had nothing to remove; {change}."
+    bounds = reduction["ci95"]["nfr"]
+    if bounds is None:
+        seen = (
+            "no difference in negative flips was seen"
+            if reduction["nfr"] == 0
+            else (
+                f"ΔNFR is {percent(reduction['nfr'], 2, signed=True)} points, without an interval"
+            )
+        )
+        return f"No evidence that compat changes the negative flips: {seen}; {change}."
+    low, high = bounds
+    if low <= 0 <= high:
+        return (
+            "No evidence that compat changes the negative flips: ΔNFR is "
+            f"{percent(reduction['nfr'], 2, signed=True)} points and its 95 % interval, "
+            f"{percent(low, 2, signed=True)} to {percent(high, 2, signed=True)}, holds 0; {change}."
+        )
+    return _reading_change(reduction, change)
+
+
+def _reading_update(task: dict[str, Any], before: dict[str, Any]) -> str:
+    bounds = before["ci95"]["nfr"]
+    interval = (
+        ""
+        if bounds is None
+        else (f" (95 % interval {percent(bounds[0])} to {percent(bounds[1])} %)")
+    )
+    verb = "Scores fell" if "equal" in before else "Answers turned from right to wrong"
+    return (
+        f"{verb} on {percent(before['nfr'])} % of the examples{interval} and the other way on "
+        f"{percent(before['pfr'])} %; {_score_name(task)} "
+        f"{_points(task['versions']['new'], task['versions']['old'])} points."
+    )
+
+
+def _reading_change(reduction: dict[str, Any], change: str) -> str:
+    word = "fewer" if reduction["nfr"] < 0 else "more"
+    share, bounds = reduction["nfr_relative"], reduction["ci95"]["nfr_relative"]
+    if share is None or bounds is None:
+        amount = f"{percent(abs(reduction['nfr']))} points {word}"
+        low, high = sorted(abs(x) for x in reduction["ci95"]["nfr"])
+        interval = f"95 % interval {percent(low)} to {percent(high)} points"
+    else:
+        amount = f"{percent(abs(share), 0)} % {word}"
+        # Shown in the direction of the word: "40 % fewer, 30 to 50 %".
+        low, high = sorted((-x if word == "fewer" else x) for x in bounds)
+        interval = f"95 % interval {percent(low, 0)} to {percent(high, 0)} %"
+    return (
+        f"Compat has {amount} negative flips than new ({interval}); {change}{_relative(reduction)}."
+    )
+
+
+def _relative(reduction: dict[str, Any]) -> str:
+    """Half of a lower NFR may be a higher accuracy; relative NFR allows for that."""
+    value, bounds = reduction["relative_nfr_relative"], reduction["ci95"]["relative_nfr_relative"]
+    if value is None or bounds is None:
+        return ""
+    low, high = bounds
+    shown = f"{percent(value, 0, True)} % ({percent(low, 0, True)} to {percent(high, 0, True)} %)"
+    verdict = ", which is no evidence of a change" if low <= 0 <= high else ""
+    return f"; relative NFR, which allows for the accuracy, {shown}{verdict}"

@@ -1,0 +1,179 @@
+"""Files on any fsspec path: local, NFS, `s3://`, `gs://`."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.core import url_to_fs
+
+from muscle.errors import UserError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path names a store other than the local file system."""
+    return "://" in path and not path.startswith("file://")
+
+
+def absolute(path: str) -> str:
+    """The path, absolute where it is local: workers run in other directories."""
+    return (
+        path if is_remote(path) else str(Path(path.removeprefix("file://")).expanduser().resolve())
+    )
+
+
+def join(*parts: str) -> str:
+    """Join path parts with '/', on every store."""
+    return "/".join([parts[0].rstrip("/"), *(p.strip("/") for p in parts[1:])])
+
+
+def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a path and the path inside it.
+
+    Raises:
+        UserError: a store whose fsspec driver isn't installed.
+    """
+    try:
+        fs, inside = url_to_fs(path)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"storage {path!r} can't be opened: {error}") from None
+    return fs, inside
+
+
+def exists(path: str) -> bool:
+    """Whether a file or folder is there."""
+    fs, inside = filesystem(path)
+    return bool(fs.exists(inside))
+
+
+def read_json(path: str) -> Any | None:
+    """A JSON file's value; None when it is missing or not JSON (half-written)."""
+    fs, inside = filesystem(path)
+    try:
+        return json.loads(fs.cat_file(inside))
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+
+
+def write_json(path: str, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never a part."""
+    write_bytes(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False).encode() + b"\n")
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Write a file at once: a temporary file and a rename locally, one put elsewhere.
+
+    Raises:
+        UserError: the disk is full, or the place can't be written.
+    """
+    fs, inside = filesystem(path)
+    try:
+        if is_remote(path):
+            fs.pipe_file(inside, data)
+            return
+        Path(inside).parent.mkdir(parents=True, exist_ok=True)
+        temporary = f"{inside}.{uuid.uuid4().hex}.part"
+        try:
+            Path(temporary).write_bytes(data)
+            os.replace(temporary, inside)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    except OSError as error:
+        raise storage_error(path, error) from None
+
+
+def create_exclusive(path: str, data: bytes) -> bool:
+    """Create a file only if it isn't there; False if it is. Stores that can't do that overwrite."""
+    fs, inside = filesystem(path)
+    if not is_remote(path):
+        Path(inside).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(inside, "xb") as file:
+                file.write(data)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise storage_error(path, error) from None
+        return True
+    try:
+        fs.pipe_file(inside, data, mode="create")
+    except FileExistsError:
+        return False
+    except (TypeError, NotImplementedError, ValueError):
+        if fs.exists(inside):
+            return False
+        fs.pipe_file(inside, data)
+    return True
+
+
+def remove(path: str) -> None:
+    """Remove a file or folder if it is there."""
+    fs, inside = filesystem(path)
+    if fs.exists(inside):
+        fs.rm(inside, recursive=True)
+
+
+def upload(folder: Path, target: str) -> dict[str, dict[str, Any]]:
+    """Copy a local folder's files under `target`; returns {relative name: {sha256, size}}.
+
+    Raises:
+        UserError: the disk is full, or the place can't be written.
+    """
+    fs, inside = filesystem(target)
+    files = {}
+    try:
+        fs.makedirs(inside, exist_ok=True)
+        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+            name = file.relative_to(folder).as_posix()
+            destination = join(inside, name)
+            fs.makedirs(destination.rsplit("/", 1)[0], exist_ok=True)
+            fs.put_file(str(file), destination)
+            files[name] = {"sha256": sha256(str(file)), "size": file.stat().st_size}
+    except OSError as error:
+        raise storage_error(target, error) from None
+    return files
+
+
+def fetch(path: str) -> str:
+    """A local path with the same content: `path` itself, or a copy of a remote folder or file.
+
+    Copies are made once per process tree under the temporary directory.
+    """
+    if not is_remote(path):
+        return absolute(path)
+    fs, inside = filesystem(path)
+    digest = hashlib.sha256(path.encode()).hexdigest()[:16]
+    target = Path(tempfile.gettempdir()) / f"muscle-{os.getuid()}" / digest
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        partial = target.with_name(f"{digest}.{uuid.uuid4().hex}.part")
+        fs.get(inside, str(partial), recursive=True)
+        try:
+            os.replace(partial, target)
+        except OSError:  # another process was first
+            shutil.rmtree(partial, ignore_errors=True)
+    return str(target)
+
+
+def sha256(path: str) -> str:
+    """The hex digest of a file's content."""
+    digest = hashlib.sha256()
+    with fsspec.open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def storage_error(path: str, error: OSError) -> UserError:
+    """A one-line error for a failed write, naming a full disk as such."""
+    if error.errno in _FULL:
+        return UserError(f"no space left while writing {path}: free some and run again, it resumes")
+    return UserError(f"{path} can't be written: {error.strerror or error}")

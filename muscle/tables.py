@@ -1,0 +1,303 @@
+"""Parquet in and out of the records, at any fsspec path.
+
+One explicit schema for each record, so that a column of Nones or an empty file has the
+same types as a full one. The round trip is exact: double precision, NaN, infinities,
+None and the empty list all come back as they went.
+
+`*_to_row` and `row_to_*` turn records into plain dicts and back: Ray Data moves rows.
+"""
+
+import os
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from muscle.errors import UserError
+from muscle.types import Answer, Output, Prediction, Query, Request, TrainingExample
+
+Row = dict[str, Any]
+R = TypeVar("R")
+
+
+def _required(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
+EXAMPLE_SCHEMA = pa.schema([_required(n, pa.string()) for n in ("id", "prompt", "answer")])
+
+_REQUEST = pa.struct(
+    [pa.field(n, pa.string()) for n in ("kind", "context", "continuation", "generation")]
+)
+QUERY_SCHEMA = pa.schema([_required("id", pa.string()), _required("requests", pa.list_(_REQUEST))])
+
+_OUTPUT = pa.struct(
+    [
+        pa.field("loglikelihood", pa.float64()),
+        pa.field("is_greedy", pa.bool_()),
+        pa.field("text", pa.string()),
+    ]
+)
+ANSWER_SCHEMA = pa.schema(
+    [
+        _required("id", pa.string()),
+        _required("outputs", pa.list_(_OUTPUT)),
+        pa.field("error", pa.string()),
+    ]
+)
+
+PREDICTION_SCHEMA = pa.schema(
+    [
+        _required("task", pa.string()),
+        _required("id", pa.string()),
+        _required("question", pa.string()),
+        _required("gold", pa.string()),
+        pa.field("prediction", pa.string()),
+        _required("metric", pa.string()),
+        pa.field("score", pa.float64()),
+        _required("metrics", pa.map_(pa.string(), pa.float64())),
+        pa.field("choices", pa.list_(pa.string())),
+        pa.field("loglikelihoods", pa.list_(pa.float64())),
+        pa.field("error", pa.string()),
+    ]
+)
+
+
+def example_to_row(example: TrainingExample) -> Row:
+    """A training example as a plain dict."""
+    return {"id": example.id, "prompt": example.prompt, "answer": example.answer}
+
+
+def row_to_example(row: Mapping[str, Any]) -> TrainingExample:
+    """The inverse of `example_to_row`."""
+    return TrainingExample(id=str(row["id"]), prompt=str(row["prompt"]), answer=str(row["answer"]))
+
+
+def query_to_row(query: Query) -> Row:
+    """A query as a plain dict; `requests` is a list of dicts."""
+    names = ("kind", "context", "continuation", "generation")
+    return {
+        "id": query.id,
+        "requests": [{n: getattr(request, n) for n in names} for request in query.requests],
+    }
+
+
+def row_to_query(row: Mapping[str, Any]) -> Query:
+    """The inverse of `query_to_row`; lists may have become arrays on the way."""
+    return Query(
+        id=str(row["id"]),
+        requests=tuple(
+            Request(**{name: str(value) for name, value in request.items()})  # type: ignore[arg-type]
+            for request in row["requests"]
+        ),
+    )
+
+
+def answer_to_row(answer: Answer) -> Row:
+    """An answer as a plain dict; `outputs` is a list of dicts."""
+    names = ("loglikelihood", "is_greedy", "text")
+    return {
+        "id": answer.id,
+        "outputs": [{n: getattr(output, n) for n in names} for output in answer.outputs],
+        "error": answer.error,
+    }
+
+
+def row_to_answer(row: Mapping[str, Any]) -> Answer:
+    """The inverse of `answer_to_row`; numbers may have become numpy's on the way."""
+    return Answer(
+        id=str(row["id"]),
+        outputs=tuple(
+            Output(
+                loglikelihood=_or_none(float, output["loglikelihood"]),
+                is_greedy=_or_none(bool, output["is_greedy"]),
+                text=_or_none(str, output["text"]),
+            )
+            for output in row["outputs"]
+        ),
+        error=_or_none(str, row["error"]),
+    )
+
+
+def prediction_to_row(prediction: Prediction) -> Row:
+    """A prediction as a plain dict; `metrics` is a list of (name, value) pairs."""
+    row: Row = {f.name: getattr(prediction, f.name) for f in PREDICTION_SCHEMA}
+    row["metrics"] = list(prediction.metrics.items())
+    return row
+
+
+def row_to_prediction(row: Mapping[str, Any]) -> Prediction:
+    """The inverse of `prediction_to_row`."""
+    choices, loglikelihoods = row["choices"], row["loglikelihoods"]
+    return Prediction(
+        task=str(row["task"]),
+        id=str(row["id"]),
+        question=str(row["question"]),
+        gold=str(row["gold"]),
+        prediction=_or_none(str, row["prediction"]),
+        metric=str(row["metric"]),
+        score=_or_none(float, row["score"]),
+        metrics={str(name): float(value) for name, value in dict(row["metrics"]).items()},
+        choices=None if choices is None else tuple(str(c) for c in choices),
+        loglikelihoods=None if loglikelihoods is None else tuple(map(float, loglikelihoods)),
+        error=_or_none(str, row["error"]),
+    )
+
+
+def _or_none(kind: Callable[[Any], R], value: Any) -> R | None:
+    return None if value is None else kind(value)
+
+
+def write_examples(path: str | Path, examples: Sequence[TrainingExample]) -> None:
+    """Write training examples; the file appears whole or not at all."""
+    _write(path, map(example_to_row, examples), EXAMPLE_SCHEMA)
+
+
+def read_examples(path: str | Path) -> list[TrainingExample]:
+    """Read training examples. Raises UserError: no such file, not ours."""
+    return [row_to_example(row) for row in _read(path, EXAMPLE_SCHEMA)]
+
+
+def write_queries(path: str | Path, queries: Sequence[Query]) -> None:
+    """Write queries; the file appears whole or not at all."""
+    _write(path, map(query_to_row, queries), QUERY_SCHEMA)
+
+
+def read_queries(path: str | Path) -> list[Query]:
+    """Read queries. Raises UserError: no such file, not ours."""
+    return [row_to_query(row) for row in _read(path, QUERY_SCHEMA)]
+
+
+def write_answers(path: str | Path, answers: Sequence[Answer]) -> None:
+    """Write answers; the file appears whole or not at all."""
+    _write(path, map(answer_to_row, answers), ANSWER_SCHEMA)
+
+
+def read_answers(path: str | Path) -> list[Answer]:
+    """Read answers. Raises UserError: no such file, not ours."""
+    return [row_to_answer(row) for row in _read(path, ANSWER_SCHEMA)]
+
+
+def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> None:
+    """Write predictions; the file appears whole or not at all."""
+    _write(path, map(prediction_to_row, predictions), PREDICTION_SCHEMA)
+
+
+def read_predictions(path: str | Path) -> list[Prediction]:
+    """Read predictions. Raises UserError: no such file, not ours."""
+    return [row_to_prediction(row) for row in _read(path, PREDICTION_SCHEMA)]
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Put a file in place in one step, on any fsspec path; parent folders are made.
+
+    Locally through a temporary file beside it and `os.replace`; an object store shows
+    an object only when it is complete.
+
+    Raises:
+        UserError: the file can't be written.
+    """
+    files, where = _filesystem(path)
+    try:
+        if not isinstance(files, LocalFileSystem):
+            with files.open(where, "wb") as remote:
+                remote.write(data)
+            return
+        target = Path(where)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: can't be written: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _filesystem(path: str | Path) -> tuple[Any, str]:
+    try:
+        files, where = fsspec.core.url_to_fs(str(path))
+    except (ValueError, ImportError) as error:
+        raise UserError(f"{path}: no such kind of storage: {_line(error)}") from error
+    return files, where
+
+
+def _write(path: str | Path, rows: Iterable[Row], schema: pa.Schema) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), sink, compression="zstd")
+    write_bytes(path, sink.getvalue().to_pybytes())
+
+
+def _read(path: str | Path, schema: pa.Schema) -> list[Row]:
+    files, where = _filesystem(path)
+    try:
+        with files.open(where, "rb") as file:
+            data = file.read()
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: there is no such file") from error
+    except OSError as error:
+        raise UserError(f"{path}: can't be read: {_line(error)}") from error
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: is not a whole Parquet file: {_line(error)}") from error
+    _check_columns(path, table, schema)
+    try:
+        rows: list[Row] = table.select(schema.names).cast(schema).to_pylist()
+    except pa.ArrowException as error:
+        raise UserError(f"{path}: holds values that don't fit: {_line(error)}") from error
+    return rows
+
+
+def _check_columns(path: str | Path, table: pa.Table, schema: pa.Schema) -> None:
+    missing = [n for n in schema.names if n not in table.column_names]
+    unknown = [n for n in table.column_names if n not in schema.names]
+    if missing or unknown or len(table.column_names) != len(schema):
+        raise UserError(
+            f"{path}: has other columns than expected: missing {missing}, unknown {unknown}; "
+            f"expected {schema.names}"
+        )
+    for field in schema:
+        found = table.schema.field(field.name).type
+        if not _fits(found, field.type):
+            raise UserError(f"{path}: column {field.name!r} is {found}, but must be {field.type}")
+        if not field.nullable and table.column(field.name).null_count:
+            raise UserError(f"{path}: column {field.name!r} has empty values; it must have none")
+
+
+def _fits(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether a column reads as `wanted` without loss: the same type, or what another
+    writer (Ray Data) makes of it: all null, large strings and lists, narrower numbers."""
+    if pa.types.is_null(found):
+        return True
+    if pa.types.is_string(wanted):
+        return bool(pa.types.is_string(found) or pa.types.is_large_string(found))
+    if pa.types.is_float64(wanted):
+        return bool(pa.types.is_floating(found) or pa.types.is_integer(found))
+    if pa.types.is_map(wanted):
+        return pa.types.is_map(found) and (
+            _fits(found.key_type, wanted.key_type) and _fits(found.item_type, wanted.item_type)
+        )
+    if pa.types.is_list(wanted):
+        listed = pa.types.is_list(found) or pa.types.is_large_list(found)
+        return listed and _fits(found.value_type, wanted.value_type)
+    if pa.types.is_struct(wanted):
+        return (
+            pa.types.is_struct(found)
+            and [f.name for f in found] == [f.name for f in wanted]
+            and all(_fits(f.type, w.type) for f, w in zip(found, wanted, strict=True))
+        )
+    return bool(found == wanted)

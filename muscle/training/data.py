@@ -1,0 +1,121 @@
+"""Training sequences and their order.
+
+The order of an epoch is a permutation of (seed, epoch) and does not know the number of
+workers; an update is a number of examples, and its micro-batches are filled by tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from muscle.errors import UserError
+from muscle.models.encoding import encode_pair, prefix_token
+from muscle.types import TrainingExample
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Tokenised examples: ids of sequence i, and the first position that is in the loss."""
+
+    ids: list[np.ndarray]
+    first: list[int]
+    truncated: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def targets(self, index: int) -> int:
+        """How many tokens of a sequence are in the loss."""
+        return len(self.ids[index]) - self.first[index]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of B right-padded sequences, N tokens of it in the loss.
+
+    input_ids, attention_mask [B, L]; `scored` [B, L-1] marks the positions whose next
+    token is in the loss; gold, sequence [N] are those tokens and their rows.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    scored: Tensor
+    gold: Tensor
+    sequence: Tensor
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on a device."""
+        return Batch(*(getattr(self, n).to(device) for n in self.__dataclass_fields__))
+
+
+def tokenise(
+    examples: Sequence[TrainingExample], tokenizer: object, max_length: int, loss_on: str
+) -> Sequences:
+    """tokens(prompt + answer) + EOS for each example, cut from the left to max_length.
+
+    The loss is on every token but the first (BOS, or the token nothing precedes) for
+    loss_on "all", on the answer and EOS for "answer".
+
+    Raises:
+        UserError: no example keeps a token in the loss.
+    """
+    eos = getattr(tokenizer, "eos_token_id", None)
+    if eos is None:
+        raise UserError("the tokenizer has no EOS token, so no answer could ever end")
+    ids, first, truncated = [], [], 0
+    for example in examples:
+        context, answer = encode_pair(tokenizer, example.prompt, example.answer)
+        if not context:
+            context = [prefix_token(tokenizer)]
+        tokens = [*context, *answer, eos]
+        start = len(context) if loss_on == "answer" else 1
+        cut = max(0, len(tokens) - max_length)
+        truncated += cut > 0
+        ids.append(np.array(tokens[cut:], dtype=np.int64))
+        first.append(max(1, start - cut))
+    if not ids:
+        raise UserError("there are no training examples")
+    return Sequences(ids, first, truncated)
+
+
+def permutation(size: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of an epoch, from (seed, epoch) alone."""
+    return np.random.default_rng([seed, epoch]).permutation(size)
+
+
+def updates(size: int, update_size: int) -> list[slice]:
+    """The slices of an epoch's permutation that make one optimizer update each."""
+    return [slice(i, min(i + update_size, size)) for i in range(0, size, update_size)]
+
+
+def micro_batches(data: Sequences, indices: Sequence[int], tokens: int) -> list[list[int]]:
+    """Group sequences so that rows x longest stays within a token budget, longest first.
+
+    A sequence longer than the budget gets a batch of its own.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(indices, key=lambda i: (-len(data.ids[i]), i)):
+        longest = len(data.ids[batches[-1][0]]) if batches else 0
+        if batches and (len(batches[-1]) + 1) * longest <= tokens:
+            batches[-1].append(int(index))
+        else:
+            batches.append([int(index)])
+    return batches
+
+
+def collate(data: Sequences, indices: Sequence[int], pad: int) -> Batch:
+    """One micro-batch of the given sequences, in their order."""
+    rows = [data.ids[i] for i in indices]
+    longest = max(map(len, rows))
+    input_ids = torch.full((len(rows), longest), pad, dtype=torch.long)
+    attention_mask = torch.zeros(len(rows), longest, dtype=torch.long)
+    scored = torch.zeros(len(rows), longest - 1, dtype=torch.bool)
+    for row, (index, tokens) in enumerate(zip(indices, rows, strict=True)):
+        input_ids[row, : len(tokens)] = torch.from_numpy(tokens)
+        attention_mask[row, : len(tokens)] = 1
+        scored[row, data.first[index] - 1 : len(tokens) - 1] = True
+    sequence = torch.arange(len(rows))[:, None].expand_as(scored)[scored]
+    return Batch(input_ids, attention_mask, scored, input_ids[:, 1:][scored], sequence)

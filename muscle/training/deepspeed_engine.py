@@ -1,0 +1,184 @@
+"""DeepSpeed ZeRO 1, 2, 3 around the student; the only file that imports DeepSpeed.
+
+State is read and written whole, by parameter name, with DeepSpeed's own tensor
+fragment functions. Its checkpoint format is not used: it binds a run to one number of
+workers and is a pickle.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from muscle.config import TrainingConfig
+from muscle.errors import UserError
+from muscle.losses.distillation import LossSums
+from muscle.training.data import Batch
+from muscle.training.engine import BETAS, EPSILON, MOMENTS
+from muscle.training.student import Student
+
+CONFIGS = Path(__file__).resolve().parents[2] / "cluster" / "deepspeed"
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """A DeepSpeed configuration by stage name (`cluster/deepspeed/NAME.json`) or by path.
+
+    Raises:
+        UserError: no such stage or file, not a JSON object, or ZeRO stage 0.
+    """
+    path = Path(name) if name.endswith(".json") else CONFIGS / f"{name}.json"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.json")))
+        raise UserError(f"resources.deepspeed is {name!r}: use one of {known}, or a path to a JSON")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"DeepSpeed configuration {path} is not JSON: {error}") from None
+    stage = config.get("zero_optimization", {}).get("stage", 0) if isinstance(config, dict) else 0
+    if stage not in (1, 2, 3):
+        # At stage 0 DeepSpeed can't hand out the optimizer's state, so nothing could resume.
+        raise UserError(
+            f"DeepSpeed configuration {path}: zero_optimization.stage must be 1, 2 or 3"
+        )
+    return dict(config)
+
+
+def complete_config(config: dict[str, Any], settings: TrainingConfig) -> dict[str, Any]:
+    """The configuration with what the experiment decides filled in."""
+    return {
+        **config,
+        # The loop counts examples itself and marks the boundaries of updates.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": settings.clip_norm or 0.0,
+        "bf16": {"enabled": settings.dtype == "bfloat16"},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+
+
+@contextmanager
+def partitioned_loading(config: dict[str, Any], settings: TrainingConfig) -> Iterator[None]:
+    """Inside, `from_pretrained` partitions weights while it loads them if this is ZeRO-3."""
+    if config["zero_optimization"]["stage"] != 3:
+        yield
+        return
+    from transformers.integrations import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+    keep = HfDeepSpeedConfig(complete_config(config, settings))  # transformers holds a weak ref
+    try:
+        yield
+    finally:
+        del keep
+        unset_hf_deepspeed_config()
+
+
+class DeepSpeedEngine:
+    """One of `world` workers; torch.distributed is already initialised."""
+
+    def __init__(
+        self, student: Student, settings: TrainingConfig, device: str, config: dict[str, Any]
+    ):
+        import deepspeed
+
+        deepspeed.logger.setLevel(logging.ERROR)
+        self.rank = torch.distributed.get_rank()
+        self.world = torch.distributed.get_world_size()
+        self.device = device
+        self.student = student
+        self.stage = config["zero_optimization"]["stage"]
+        self.parameters = student.trainable()
+        optimizer = torch.optim.AdamW(
+            self.parameters.values(),
+            lr=settings.learning_rate,
+            betas=BETAS,
+            eps=EPSILON,
+            weight_decay=settings.weight_decay,
+        )
+        self.engine, *_ = deepspeed.initialize(
+            model=student, optimizer=optimizer, config=complete_config(config, settings)
+        )
+
+    def forward(self, batch: Batch, plain: bool = False) -> LossSums:
+        result: LossSums = self.engine(batch, plain)
+        return result
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        self.engine.set_gradient_accumulation_boundary(last)
+        # DeepSpeed averages over workers; ours are sums over a global token count.
+        self.engine.backward(loss * self.world, scale_wrt_gas=False)
+        if not last:
+            self.engine.step()
+
+    def step(self, learning_rate: float) -> None:
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.engine.step()
+
+    def total(self, values: Tensor) -> Tensor:
+        result = values.to(self.device)
+        torch.distributed.all_reduce(result)
+        return result.cpu()
+
+    def state(self) -> dict[str, Tensor]:
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        state = {}
+        for name, parameter in self.parameters.items():
+            state[f"param/{name}"] = safe_get_full_fp32_param(parameter).cpu().clone()
+            for moment in MOMENTS:
+                value = safe_get_full_optimizer_state(parameter, moment)
+                state[f"{moment}/{name}"] = value.reshape(parameter_shape(parameter)).cpu().clone()
+        return state
+
+    def load_state(self, state: dict[str, Tensor], updates: int) -> None:
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        self._make_optimizer_state()
+        for name, parameter in self.parameters.items():
+            safe_set_full_fp32_param(parameter, state[f"param/{name}"].to(self.device))
+            for moment in MOMENTS:
+                value = state[f"{moment}/{name}"].to(self.device)
+                safe_set_full_optimizer_state(parameter, value, moment)
+        for slot in self.engine.optimizer.optimizer.state.values():
+            slot["step"] = torch.tensor(float(updates))
+
+    def _make_optimizer_state(self) -> None:
+        """One step at rate 0 with zero gradients: before it, there is no state to set."""
+        two_tokens = torch.ones(1, 2, dtype=torch.long)
+        batch = Batch(
+            input_ids=two_tokens,
+            attention_mask=two_tokens,
+            scored=torch.ones(1, 1, dtype=torch.bool),
+            gold=torch.ones(1, dtype=torch.long),
+            sequence=torch.zeros(1, dtype=torch.long),
+        )
+        sums = self.forward(batch.to(self.device), plain=True)
+        self.backward(sums.loss * 0.0, last=True)
+        self.step(0.0)
+
+    def weights(self) -> dict[str, Tensor]:
+        import deepspeed
+
+        parameters = list(self.parameters.values())
+        with deepspeed.zero.GatheredParameters(parameters, enabled=self.stage == 3):
+            return {n: p.detach().cpu().clone() for n, p in self.parameters.items()}
+
+
+def parameter_shape(parameter: Any) -> torch.Size:
+    """The whole shape of a parameter, partitioned (ZeRO-3) or not."""
+    return parameter.ds_shape if hasattr(parameter, "ds_shape") else parameter.shape
+
+
+def prepare_environment(has_gpu: bool) -> None:
+    """What DeepSpeed reads from the environment, before its first import."""
+    if not has_gpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")

@@ -1,0 +1,93 @@
+"""What a training step is told and what it tells back: plain records of JSON values."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from muscle.config import AdapterConfig, CompatibilityConfig, TrainingConfig, VersionConfig
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """One adapter to train; everything a worker needs, by value or by path.
+
+    role            whose adapter this is
+    base            the student's base model
+    base_fingerprint  what the adapter will be bound to
+    start           adapter directory to start from; None draws a fresh one
+    old             the old teacher (base and adapter); None when it isn't read
+    loss            the compatibility loss; None is plain next-token loss
+    examples        folder with train.parquet and validation.parquet
+    output          folder that gets the adapter
+    checkpoints     folder of the resumable state, one for all attempts
+    """
+
+    role: Literal["old", "new", "compat"]
+    base: VersionConfig
+    base_fingerprint: str
+    adapter: AdapterConfig
+    start: str | None
+    old: VersionConfig | None
+    loss: CompatibilityConfig | None
+    training: TrainingConfig
+    deepspeed: str
+    gradient_checkpointing: bool
+    training_tokens: int
+    examples: str
+    seed: int
+    output: str
+    checkpoints: str
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON value; `from_json` reads it back."""
+        parts = asdict(self)
+        for name in ("base", "adapter", "old", "loss", "training"):
+            part = getattr(self, name)
+            parts[name] = None if part is None else part.model_dump()
+        return parts
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> "TrainJob":
+        """The inverse of `to_json`."""
+        kinds = {
+            "base": VersionConfig,
+            "adapter": AdapterConfig,
+            "old": VersionConfig,
+            "loss": CompatibilityConfig,
+            "training": TrainingConfig,
+        }
+        parts = dict(value)
+        for name, kind in kinds.items():
+            if parts[name] is not None:
+                parts[name] = kind.model_validate(parts[name])
+        return TrainJob(**parts)
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """The means over one epoch; losses are per token, natural logarithm.
+
+    `old_share` is the share of tokens that the old model taught, None without one.
+    """
+
+    epoch: int
+    loss: float
+    cross_entropy: float
+    old_share: float | None
+    kl_old: float | None
+    kl_new: float | None
+    validation_cross_entropy: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a stage is: `done` of `total` `unit`s, and a short remark."""
+
+    stage: str
+    done: int
+    total: int
+    unit: str
+    remark: str = ""
+
+
+OnProgress = Callable[[Progress], None]

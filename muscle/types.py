@@ -1,0 +1,113 @@
+"""The records that travel between rooms.
+
+Plain frozen dataclasses: nothing here imports torch, Ray or the harness, so the
+metrics and the report start in a second. Three of the records are rows of Parquet
+files (`Query`, `Answer`, `Prediction`); `muscle.tables` reads and writes them.
+
+The way of one example: a task makes a `Query` of it (what a model is asked), an
+engine returns an `Answer` (what the model said), the task judges it and a
+`Prediction` comes out (was it right).
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Version = Literal["old", "new", "compat"]
+"""The three models of an update, always in this order."""
+
+VERSIONS: tuple[Version, ...] = ("old", "new", "compat")
+
+RequestKind = Literal["loglikelihood", "generate_until"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingExample:
+    """One example of the training split, rendered.
+
+    The training sequence is tokens(prompt + answer) + EOS. `answer` begins with the
+    task's target delimiter, exactly as the harness scores the gold answer, so that
+    training and evaluation split the text at the same place.
+    """
+
+    id: str
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One call of a model: score `continuation` after `context`, or generate.
+
+    `generation` is the harness's `gen_kwargs` as a JSON object (stop strings under
+    "until", "max_gen_toks", "do_sample", …); empty for log-likelihoods.
+    """
+
+    kind: RequestKind
+    context: str
+    continuation: str = ""
+    generation: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Everything one evaluation example asks of a model; a row of a request file."""
+
+    id: str
+    requests: tuple[Request, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a model returns for one `Request`.
+
+    `loglikelihood` is the natural-log probability of the whole continuation and
+    `is_greedy` whether greedy decoding would have produced it; both None for
+    generation, whose result is `text`.
+    """
+
+    loglikelihood: float | None = None
+    is_greedy: bool | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A model's outputs for one `Query`, in the order of its requests.
+
+    `error` is None, or why this example has no outputs; such a row is never dropped.
+    """
+
+    id: str
+    outputs: tuple[Output, ...]
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One evaluation example under one model, judged; a row of `<version>/<task>.parquet`.
+
+    id             unique in the task; joins between versions are on (task, id)
+    question       the rendered context, identical in all versions
+    gold           the right answer as text (several accepted answers: the first)
+    prediction     the answer given: the chosen choice's text, the filtered
+                   generation; None when unscored
+    metric         the name of the task's deciding metric ("acc", "exact_match", …)
+    score          its value for this example; 0 or 1 for accuracy-like metrics, a
+                   real number in [0, 1] for continuous ones; None when unscored
+    metrics        all of the task's metrics for this example ("acc", "acc_norm", …)
+    choices        the texts of the choices, None for generation
+    loglikelihoods one per choice, None for generation
+    error          why the example is unscored, else None
+    """
+
+    task: str
+    id: str
+    question: str
+    gold: str
+    prediction: str | None
+    metric: str
+    score: float | None
+    metrics: dict[str, float] = field(default_factory=dict)
+    choices: tuple[str, ...] | None = None
+    loglikelihoods: tuple[float, ...] | None = None
+    error: str | None = None
