@@ -40,10 +40,14 @@ class Encoder:
             for text in (context + rest, context)
         )
         plain = _unique(rest for original, rest in texts if not original)
-        ids = dict(zip(with_special, self._encode(with_special), strict=True))
+        ids = dict(zip(with_special, self._encode(with_special, self._prefix_text), strict=True))
         plain_ids = dict(zip(plain, self._call(plain, special=False), strict=True))
         found: list[Pair | str] = []
-        for (original, _), (context, rest) in zip(texts, moved, strict=True):
+        for (original, continuation), (context, rest) in zip(texts, moved, strict=True):
+            if not continuation:
+                # With a trailing space in the context the harness would score that space.
+                found.append("the continuation is empty")
+                continue
             if original:
                 start = ids[context]
                 pair = Pair(start, ids[context + rest][len(start) :])
@@ -74,9 +78,8 @@ class Encoder:
             return Pair(rest[:1], rest[1:])
         return Pair([self.prefix_id], rest)
 
-    def _encode(self, texts: Sequence[str], prefix: str | None = None) -> list[list[int]]:
+    def _encode(self, texts: Sequence[str], prefix: str | None) -> list[list[int]]:
         """The tokenizer's default special tokens, but none on a text that begins with BOS."""
-        prefix = self._prefix_text if prefix is None else prefix
         has = [prefix is not None and text.startswith(prefix) for text in texts]
         bare = iter(self._call([t for t, h in zip(texts, has, strict=True) if h], special=False))
         full = iter(self._call([t for t, h in zip(texts, has, strict=True) if not h]))

@@ -82,17 +82,6 @@ def teacher_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
     return total
 
 
-def needed_teachers(settings: CompatibilityConfig) -> tuple[str, ...]:
-    """The names of the teacher signals a loss reads: a subset of ("old", "new")."""
-    if settings.ce_weight == 1.0:
-        return ()
-    if settings.mask == "always-old":
-        return ("old",)
-    if settings.mask == "never-old":
-        return ("new",)
-    return ("old", "new")
-
-
 def cross_entropy_sums(student: TokenOutputs, gold: Tensor, sequence: Tensor) -> LossSums:
     """Next-token loss of N tokens, natural log: the task adapters' loss. gold, sequence [N]."""
 

@@ -81,43 +81,34 @@ def attach_adapter(
     Raises:
         UserError: files missing, tensors missing, left over, misshapen or not finite.
     """
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model
 
-    read_adapter_config(path)
+    config = copy_adapter_config(path)
     # PEFT would fall back to a pickle, so the safetensors must be there.
     if not (Path(path) / WEIGHTS).is_file():
         raise UserError(f"adapter {path!r} has no {WEIGHTS}")
-    device = str(model.device)
+    config.inference_mode = not trainable
+    config.base_model_name_or_path = None  # PEFT fills in the base it is put on
+    was_training = model.training
     with _private_rng(model, seed=0):  # PEFT draws an init before it loads the weights
         try:
             if not isinstance(model, PeftModel):
-                kept = model.training
-                model = PeftModel.from_pretrained(
-                    model,
-                    path,
-                    adapter_name=name,
-                    is_trainable=trainable,
-                    torch_device=device,
-                    autocast_adapter_dtype=fp32,
-                )
-                model.train(kept)
-            else:
-                kept = model.training
-                result = model.load_adapter(
-                    path,
-                    adapter_name=name,
-                    is_trainable=trainable,
-                    torch_device=device,
-                    autocast_adapter_dtype=fp32,
-                )
-                model.train(kept)
-                if result.missing_keys or result.unexpected_keys:
-                    raise ValueError("its tensors are not those of this base's layers")
-                if trainable:
-                    model.set_adapter(name)
+                model = get_peft_model(model, config, name, autocast_adapter_dtype=fp32)
+            loaded = model.load_adapter(
+                path,
+                adapter_name=name,
+                is_trainable=trainable,
+                torch_device=str(model.device),
+                autocast_adapter_dtype=fp32,
+            )
+            if loaded.missing_keys or loaded.unexpected_keys:
+                raise ValueError("its tensors are not those of this base's layers")
+            if trainable:
+                model.set_adapter(name)
         except (ValueError, RuntimeError, KeyError) as error:
             text = " ".join(str(error).split())[:200]
             raise UserError(f"adapter {path!r} cannot be loaded on this base: {text}") from error
+    model.train(was_training)
     for key, tensor in adapter_parameters(model, name).items():
         if not tensor.isfinite().all():
             raise UserError(f"adapter {path!r}: {key} holds NaN or infinity")

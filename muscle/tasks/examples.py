@@ -4,7 +4,6 @@
 the row in error messages.
 """
 
-import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -84,7 +83,9 @@ def question(instances: Sequence[Any]) -> str:
     contexts = [args[0] for args in scored] or [instances[0].args[0]]
     if len(set(contexts)) == 1:
         return str(contexts[0])
-    shared = os.path.commonprefix(contexts)
+    letters = enumerate(zip(*contexts, strict=False))
+    length = next((i for i, column in letters if len(set(column)) > 1), min(map(len, contexts)))
+    shared = contexts[0][:length]
     return f"{shared[: shared.rfind(' ') + 1]}_{scored[0][1]}"
 
 

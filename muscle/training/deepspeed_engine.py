@@ -5,48 +5,20 @@ fragment functions. Its checkpoint format is not used: it binds a run to one num
 workers and is a pickle.
 """
 
-import json
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from muscle.config import TrainingConfig
-from muscle.errors import UserError
 from muscle.losses.distillation import LossSums
 from muscle.training.data import Batch
 from muscle.training.engine import BETAS, EPSILON, MOMENTS
 from muscle.training.student import Student
-
-CONFIGS = Path(__file__).resolve().parents[2] / "cluster" / "deepspeed"
-
-
-def read_config(name: str) -> dict[str, Any]:
-    """A DeepSpeed configuration by stage name (`cluster/deepspeed/NAME.json`) or by path.
-
-    Raises:
-        UserError: no such stage or file, not a JSON object, or ZeRO stage 0.
-    """
-    path = Path(name) if name.endswith(".json") else CONFIGS / f"{name}.json"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.json")))
-        raise UserError(f"resources.deepspeed is {name!r}: use one of {known}, or a path to a JSON")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"DeepSpeed configuration {path} is not JSON: {error}") from None
-    stage = config.get("zero_optimization", {}).get("stage", 0) if isinstance(config, dict) else 0
-    if stage not in (1, 2, 3):
-        # At stage 0 DeepSpeed can't hand out the optimizer's state, so nothing could resume.
-        raise UserError(
-            f"DeepSpeed configuration {path}: zero_optimization.stage must be 1, 2 or 3"
-        )
-    return dict(config)
 
 
 def complete_config(config: dict[str, Any], settings: TrainingConfig) -> dict[str, Any]:
@@ -65,16 +37,19 @@ def complete_config(config: dict[str, Any], settings: TrainingConfig) -> dict[st
 
 
 @contextmanager
-def partitioned_loading(config: dict[str, Any], settings: TrainingConfig) -> Iterator[None]:
-    """Inside, `from_pretrained` partitions weights while it loads them if this is ZeRO-3."""
+def partitioned_loading(config: dict[str, Any], settings: TrainingConfig) -> Iterator[bool]:
+    """Inside, `from_pretrained` partitions weights while it loads them if this is ZeRO-3.
+
+    Yields whether it does.
+    """
     if config["zero_optimization"]["stage"] != 3:
-        yield
+        yield False
         return
     from transformers.integrations import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
     keep = HfDeepSpeedConfig(complete_config(config, settings))  # transformers holds a weak ref
     try:
-        yield
+        yield True
     finally:
         del keep
         unset_hf_deepspeed_config()

@@ -12,17 +12,20 @@ class TrainJob:
     """One adapter to train; everything a worker needs, by value or by path.
 
     role            whose adapter this is
+    title           what progress calls it
     base            the student's base model
     base_fingerprint  what the adapter will be bound to
     start           adapter directory to start from; None draws a fresh one
     old             the old teacher (base and adapter); None when it isn't read
     loss            the compatibility loss; None is plain next-token loss
+    deepspeed       a DeepSpeed configuration, by value (workers have no checkout)
     examples        folder with train.parquet and validation.parquet
     output          folder that gets the adapter
     checkpoints     folder of the resumable state, one for all attempts
     """
 
     role: Literal["old", "new", "compat"]
+    title: str
     base: VersionConfig
     base_fingerprint: str
     adapter: AdapterConfig
@@ -30,7 +33,7 @@ class TrainJob:
     old: VersionConfig | None
     loss: CompatibilityConfig | None
     training: TrainingConfig
-    deepspeed: str
+    deepspeed: dict[str, Any]
     gradient_checkpointing: bool
     training_tokens: int
     examples: str

@@ -114,8 +114,7 @@ class _Trainer:
             )
             done = state.epoch * len(self.data) + part.stop
             total = settings.epochs * len(self.data)
-            stage = f"train {self.job.role}"
-            self.on_progress(Progress(stage, done, total, "examples", remark))
+            self.on_progress(Progress(self.job.title, done, total, "examples", remark))
         validation = self._validate()
         self._check_finite(validation, "validation loss", state)
         mean = dict(zip(SUMS, (sums / tokens).tolist(), strict=True))

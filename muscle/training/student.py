@@ -6,6 +6,7 @@ is that teacher, and a third full model is never loaded. The old teacher is a mo
 its own, outside the student's module, so that no engine wraps or casts it.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +20,8 @@ from muscle.losses.distillation import (
     TokenOutputs,
     cross_entropy_sums,
     distillation_sums,
-    needed_teachers,
 )
+from muscle.losses.needs import different_tokenizers, needed_teachers
 from muscle.models.adapters import attach_adapter, new_adapter, using_adapter
 from muscle.models.fingerprint import same_tokenizer
 from muscle.models.load import load_base, load_tokenizer
@@ -104,18 +105,27 @@ def _outputs(model: Any, batch: Batch) -> TokenOutputs:
     return TokenOutputs(hidden_ND, lambda rows: project(model, rows))
 
 
-def build_student(job: TrainJob, device: str, half_adapter: bool) -> tuple[Student, Any]:
+def build_student(
+    job: TrainJob,
+    device: str,
+    half_adapter: bool,
+    loading: AbstractContextManager[bool] | None = None,
+) -> tuple[Student, Any]:
     """The student of a job with its teachers, and its tokenizer.
 
     half_adapter: keep the adapter in the base's dtype (an engine with its own fp32
-    master weights) instead of fp32.
+    master weights) instead of fp32. loading: entered while the student's base is
+    loaded; yields whether its weights are partitioned then.
 
     Raises:
         UserError: a model or adapter that can't be loaded, or two tokenizers.
     """
     tokenizer = load_tokenizer(job.base.model, job.base.revision)
-    model = load_base(job.base.model, job.base.revision, job.training.dtype, device)
-    check_structure(model)
+    with loading or nullcontext(False) as partitioned:
+        place = None if partitioned else device
+        model = load_base(job.base.model, job.base.revision, job.training.dtype, place)
+    if not partitioned:  # partitions can't run before the engine has them
+        check_structure(model)
     fp32 = not half_adapter
     names = needed_teachers(job.loss) if job.loss is not None else ()
     if job.start is None:
@@ -142,15 +152,6 @@ def _old_teacher(old: VersionConfig | None, tokenizer: Any, dtype: str, device: 
     model = attach_adapter(model, fetch(old.adapter), TEACHER)
     model.requires_grad_(False)
     return model.eval()
-
-
-def different_tokenizers(reason: str) -> str:
-    """What to say when token-level distillation meets two tokenizers."""
-    return (
-        f"old and new have different tokenizers ({reason}): token-level distillation is not "
-        "possible; compatibility.ce_weight: 1 still trains, and evaluating and comparing "
-        "old and new still work"
-    )
 
 
 def _only_trains(student: Student, adapter: str) -> None:

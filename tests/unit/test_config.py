@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
@@ -157,7 +158,7 @@ def test_unknown_setting_with_nothing_near_lists_the_known(refuse: Refuse) -> No
 def test_unknown_mask_lists_the_masks(refuse: Refuse) -> None:
     message = refuse(MINIMAL + "compatibility: {mask: student_wrong}")
     assert "setting 'compatibility.mask' is 'student_wrong'" in message
-    for mask in MaskName.__args__:
+    for mask in get_args(MaskName):
         assert f"'{mask}'" in message
 
 

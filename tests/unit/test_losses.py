@@ -13,9 +13,9 @@ from muscle.losses.distillation import (
     TokenOutputs,
     cross_entropy_sums,
     distillation_sums,
-    needed_teachers,
     teacher_kl,
 )
+from muscle.losses.needs import needed_teachers
 from muscle.losses.masks import MASKS, NEEDS_OLD, TokenFacts
 
 V = 7

@@ -127,6 +127,28 @@ def test_one_seed_equals_the_formulas():
     assert low < reduction["nfr"] < high < 0
 
 
+def test_continuous_equals_the_formulas():
+    predictions = make(continuous=True)
+    task, joined = task_of(predictions), join_predictions(predictions)["t"]
+    for old, new in joined.pairs:
+        counts, pair = joined.counts(0, old, new), task["pairs"][f"{old}->{new}"]
+        assert [pair[c] for c in ("negative", "positive", "equal")] == [
+            counts.negative, counts.positive, counts.equal,
+        ]  # fmt: skip
+        for name, formula in RATES.items():
+            assert pair[name] == pytest.approx(formula(counts), abs=1e-12), name
+
+
+def test_a_flip_counts_as_inconsistent_even_if_both_texts_look_alike():
+    """Two choices may share one text; only one of them is right."""
+    rows = {
+        v: [Prediction("t", str(i), "q", "a", "a", "acc", s) for i, s in enumerate(scores)]
+        for v, scores in {"old": [1.0, 0.0, 1.0], "new": [0.0, 0.0, 1.0]}.items()
+    }
+    pair = task_of({0: rows})["pairs"]["old->new"]
+    assert pair["nfr_mc"] == pair["nfr"] == pytest.approx(1 / 3)
+
+
 def test_continuous_counts_and_nulls():
     pair = task_of(make(continuous=True))["pairs"]["old->new"]
     assert pair["negative"] + pair["positive"] + pair["equal"] == 120

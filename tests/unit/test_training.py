@@ -49,6 +49,7 @@ def job(models: dict[str, str], examples: str, folder: Path, **changes: object) 
     role = changes.get("role", "new")
     base = TrainJob(
         role="new",
+        title="train",
         base=VersionConfig(model=models["old" if role == "old" else "new"]),
         base_fingerprint="f",
         adapter=ADAPTER,
@@ -56,7 +57,7 @@ def job(models: dict[str, str], examples: str, folder: Path, **changes: object) 
         old=None,
         loss=None,
         training=TRAINING,
-        deepspeed="zero2",
+        deepspeed={"zero_optimization": {"stage": 2}},
         gradient_checkpointing=False,
         training_tokens=64,
         examples=examples,

@@ -1,0 +1,71 @@
+"""What the commands do, once parsed: the seam between the terminal and the rooms."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+from rich.syntax import Syntax
+from rich.table import Table
+
+from muscle.display import ProgressDisplay
+from muscle.experiment import load_experiment
+from muscle.pipeline import Outcome, Pipeline, claim_output, open_store
+from muscle.plan import Plan, make_plan
+from muscle.report import print_examples, print_table
+from muscle.training.settings import check_settings
+
+
+def run_experiment(
+    file: Path,
+    overrides: Sequence[str],
+    output: str | None,
+    dry_run: bool,
+    address: str | None,
+    debug: bool,
+) -> None:
+    """`muscle run`: plan, then run or show what would run.
+
+    Raises:
+        UserError: whatever a user can mend.
+    """
+    experiment = load_experiment(file, overrides)
+    check_settings(experiment)
+    output = output or f"runs/{experiment.name}"
+    console = Console()
+    with console.status("reading task, data and models"):
+        plan = make_plan(experiment)
+    if dry_run:
+        show_plan(plan, output, console)
+        return
+    claim_output(experiment, output)
+    from muscle.launch.ray_launcher import RayLauncher
+
+    launcher = RayLauncher(experiment.resources, address, debug)
+    try:
+        with ProgressDisplay(console) as display:
+            outcome = Pipeline(plan, output, launcher, display).run()
+    finally:
+        launcher.close()
+    show_outcome(outcome, console)
+
+
+def show_plan(plan: Plan, output: str, console: Console) -> None:
+    """Print the resolved experiment and, for every step, whether it would run."""
+    settings = yaml.safe_dump(plan.experiment.model_dump(), sort_keys=False, allow_unicode=True)
+    console.print(Syntax(settings, "yaml", background_color="default", word_wrap=True))
+    store = open_store(plan.experiment, output)
+    table = Table("step", "artifact", "state", title=f"steps of {plan.experiment.name}")
+    for step in plan.steps():
+        there = store.find(step.kind, step.key) is not None
+        table.add_row(step.label, f"{step.kind}/{step.key}", "reuse" if there else "run")
+    console.print(table)
+    console.print(f"results would go to {output}", highlight=False, markup=False)
+
+
+def show_outcome(outcome: Outcome, console: Console) -> None:
+    """Print the table, one flip side by side, and where the report is."""
+    print_table(outcome.report, console)
+    print_examples(outcome.examples[:1], console)
+    for path in (outcome.report_md, outcome.report_json):
+        console.print(path, highlight=False, markup=False, soft_wrap=True)

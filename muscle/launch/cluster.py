@@ -1,0 +1,82 @@
+"""Connect to a Ray cluster, or start a local one."""
+
+import logging
+import os
+import warnings
+from typing import Any
+
+from muscle.errors import UserError
+
+# Read by Ray at import: nothing of a user's is reported anywhere, and our own progress
+# display replaces Ray's.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
+
+
+def connect(address: str | None = None, verbose: bool = False) -> None:
+    """Join the cluster at `address` (else RAY_ADDRESS), else start Ray in this machine.
+
+    A local Ray listens on loopback only, has no dashboard, and gets more logical CPUs
+    than cores: scoring pools and readers that wait for each other must all fit.
+
+    Raises:
+        UserError: the cluster can't be reached.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    level = logging.INFO if verbose else logging.ERROR
+    common: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if address is None:
+            cpus = 2 * (os.cpu_count() or 1) + 2
+            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                object_store_memory=500 * 2**20,
+                _node_ip_address="127.0.0.1",
+                **common,
+            )
+        else:
+            try:
+                ray.init(address=address, **common)
+            except Exception as error:  # Ray raises several unrelated types here
+                reason = " ".join(str(error).split())[:200]
+                raise UserError(f"Ray cluster {address!r} can't be reached: {reason}") from None
+    quiet_libraries(verbose)
+
+
+def quiet_libraries(verbose: bool) -> None:
+    """Leave the terminal to our own progress display."""
+    if verbose:
+        return
+    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def is_local() -> bool:
+    """Whether Ray runs on this machine alone."""
+    import ray
+
+    return len(ray.nodes()) == 1
+
+
+def local_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpus(setting: float | str) -> float:
+    """A GPU setting as a number: "auto" is 1 where the cluster has GPUs, else 0."""
+    import ray
+
+    if setting != "auto":
+        return float(setting)
+    return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0

@@ -1,0 +1,143 @@
+"""Train adapters with Ray Train's TorchTrainer and DeepSpeed."""
+
+import os
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from muscle import storage
+from muscle.config import ResourcesConfig
+from muscle.errors import UserError
+from muscle.launch import cluster
+from muscle.launch.progress import Poster, watching
+from muscle.training.job import EpochRecord, OnProgress, TrainJob
+
+MAX_FAILURES = 3
+"""Lost workers that a training survives; it goes on from its last epoch."""
+
+
+def train_all(
+    jobs: Sequence[TrainJob], resources: ResourcesConfig, on_progress: OnProgress
+) -> None:
+    """Train all jobs, side by side as far as the machine or cluster has room.
+
+    Raises:
+        UserError: what a worker found wrong, as it said it.
+    """
+    if not jobs:
+        return
+    width = _side_by_side(len(jobs), resources)
+    with watching(on_progress) as board, ThreadPoolExecutor(width) as pool:
+        running = [pool.submit(_train, job, resources, width, board) for job in jobs]
+        errors = [future.exception() for future in running]
+    for error in errors:
+        if error is not None:
+            raise error
+
+
+def _side_by_side(jobs: int, resources: ResourcesConfig) -> int:
+    """How many trainings run at once."""
+    per_worker = cluster.gpus(resources.gpus_per_worker)
+    if per_worker:
+        available = ray.cluster_resources().get("GPU", 0) / (per_worker * resources.workers)
+    elif cluster.is_local():
+        available = cluster.local_cores() / (resources.workers * (resources.cpus_per_worker or 1))
+    else:
+        available = jobs
+    return max(1, min(jobs, int(available)))
+
+
+def _train(job: TrainJob, resources: ResourcesConfig, width: int, board: Any) -> None:
+    gpus = cluster.gpus(resources.gpus_per_worker)
+    cpus = resources.cpus_per_worker or 1
+    if resources.cpus_per_worker is None and not gpus and cluster.is_local():
+        cpus = max(1, cluster.local_cores() // (width * resources.workers))
+    run_id = uuid.uuid4().hex[:8]
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={
+            "job": job.to_json(),
+            "board": board,
+            "cpus": cpus,
+            "run_id": run_id,
+        },
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": cpus, **({"GPU": gpus} if gpus else {})},
+        ),
+        run_config=RunConfig(
+            name=run_id,
+            storage_path=storage.join(job.checkpoints, "ray"),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        said = storage.read_json(_error_path(job, run_id))
+        if said is not None:
+            raise UserError(said["error"]) from None
+        raise UserError(f"{job.title} failed: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:300]
+
+
+def _error_path(job: TrainJob, run_id: str) -> str:
+    return storage.join(job.checkpoints, f"error-{run_id}.json")
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """What every training worker runs; imports late, since only workers need torch."""
+    job = TrainJob.from_json(config["job"])
+    said = storage.read_json(_error_path(job, config["run_id"]))
+    if said is not None:  # a restart can't mend what a user must
+        raise UserError(said["error"])
+    try:
+        _train_here(job, config["cpus"], Poster(config["board"]))
+    except UserError as error:
+        storage.write_json(_error_path(job, config["run_id"]), {"error": str(error)})
+        raise
+
+
+def _train_here(job: TrainJob, cpus: int, poster: Poster) -> None:
+    os.environ["OMP_NUM_THREADS"] = str(cpus)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import torch
+
+    from muscle.training import deepspeed_engine as ds
+    from muscle.training.loop import train
+    from muscle.training.student import Student, build_student
+
+    torch.set_num_threads(cpus)
+    ds.prepare_environment(torch.cuda.is_available())
+    import deepspeed
+
+    context = ray.train.get_context()
+    os.environ["LOCAL_RANK"] = str(context.get_local_rank())
+    device = "cpu"
+    if torch.cuda.is_available():
+        device = str(ray.train.torch.get_device())
+    deepspeed.init_distributed(verbose=False)
+    config = job.deepspeed
+    loading = ds.partitioned_loading(config, job.training)
+    student, tokenizer = build_student(job, device, half_adapter=True, loading=loading)
+
+    def engine(student: Student) -> ds.DeepSpeedEngine:
+        return ds.DeepSpeedEngine(student, job.training, device, config)
+
+    def after_epoch(record: EpochRecord) -> None:
+        ray.train.report(asdict(record))
+
+    silent = context.get_world_rank() != 0
+    train(job, student, tokenizer, engine, (lambda p: None) if silent else poster, after_epoch)

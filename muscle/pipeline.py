@@ -1,0 +1,341 @@
+"""One model update from an experiment to its report, resuming what is there.
+
+The pipeline knows what to do and what is done; a launcher, handed in, knows how to
+run training and evaluation (`muscle.launch` on Ray, `muscle.alone` in this process).
+"""
+
+import platform
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version as library_version
+from pathlib import Path
+from typing import Any, Protocol
+
+from muscle import __version__, storage
+from muscle.artifacts import Artifact, Store
+from muscle.config import Experiment
+from muscle.errors import UserError
+from muscle.evaluation.job import BaseJob, EvaluateJob
+from muscle.losses.needs import needed_teachers
+from muscle.metrics.pairing import Predictions
+from muscle.plan import Plan, Run, Step
+from muscle.report import build_report, pick_examples, write_report
+from muscle.tables import (
+    read_answers,
+    read_predictions,
+    write_examples,
+    write_predictions,
+    write_queries,
+)
+from muscle.tasks import limit_examples, split
+from muscle.training.job import OnProgress, Progress, TrainJob
+from muscle.training.settings import read_deepspeed
+from muscle.types import VERSIONS, Prediction, Version
+
+LIBRARIES = ("torch", "transformers", "peft", "lm_eval", "ray", "deepspeed")
+
+
+class Launcher(Protocol):
+    """Runs jobs, in this process or on a cluster; returns when all are done."""
+
+    def train(self, jobs: Sequence[TrainJob], on_progress: OnProgress) -> None:
+        """Train every job's adapter into its `output`."""
+        ...
+
+    def evaluate(self, job: EvaluateJob, on_progress: OnProgress) -> None:
+        """Write every label's answers to its output."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run: the report and where it is."""
+
+    report: dict[str, Any]
+    report_json: str
+    report_md: str
+    examples: list[Any]
+
+
+class Pipeline:
+    """Executes a plan under an output folder."""
+
+    def __init__(self, plan: Plan, output: str, launcher: Launcher, on_progress: OnProgress):
+        self.plan = plan
+        self.experiment = plan.experiment
+        self.output = storage.absolute(output)
+        self.store = open_store(plan.experiment, output)
+        self.launcher = launcher
+        self.on_progress = on_progress
+
+    def run(self) -> Outcome:
+        """Do what is missing, then write predictions, adapters and the report.
+
+        Raises:
+            UserError: whatever a user can mend; what was finished stays finished.
+        """
+        claim_output(self.experiment, self.output)
+        self._once(self.plan.examples, self._write_examples)
+        self._once(self.plan.queries, self._write_queries)
+        task_adapters = [s for s in self.plan.steps() if s.kind == "task-adapter"]
+        compat_adapters = [s for s in self.plan.steps() if s.kind == "compat-adapter"]
+        self._train(task_adapters)
+        self._train(compat_adapters)
+        self._evaluate()
+        return self._report()
+
+    # --- steps ------------------------------------------------------------------------
+
+    def _once(self, step: Step, make: Callable[[Path], dict[str, Any]]) -> Artifact:
+        """The artifact of a step that runs here, on the driver."""
+        found = self.store.find(step.kind, step.key)
+        if found is not None:
+            return found
+        with self._leases([step]):
+            found = self.store.find(step.kind, step.key)
+            if found is not None:
+                return found
+            attempt = self.store.new_attempt(step.kind, step.key)
+            with tempfile.TemporaryDirectory() as temporary:
+                notes = make(Path(temporary))
+                storage.upload(Path(temporary), attempt)
+            return self.store.commit(step.kind, step.key, attempt, step.inputs, notes)
+
+    def _write_examples(self, folder: Path) -> dict[str, Any]:
+        settings, seed = self.experiment.training, self.experiment.data_seed
+        examples = limit_examples(self.plan.task.training_examples(), settings.limit, seed)
+        train, validation = split(examples, seed, settings.validation_fraction)
+        write_examples(folder / "train.parquet", train)
+        write_examples(folder / "validation.parquet", validation)
+        return {"train": len(train), "validation": len(validation)}
+
+    def _write_queries(self, folder: Path) -> dict[str, Any]:
+        queries = self.plan.task.queries(self.experiment.evaluation.limit)
+        write_queries(folder / "queries.parquet", queries)
+        return {"queries": len(queries)}
+
+    def _train(self, steps: Sequence[Step]) -> None:
+        missing = self._missing(steps)
+        if not missing:
+            return
+        with self._leases(missing):
+            attempts = {
+                (s.kind, s.key): self.store.new_attempt(s.kind, s.key)
+                for s in self._missing(missing)
+            }
+            jobs = {key: self._train_job(key, attempt) for key, attempt in attempts.items()}
+            self.launcher.train(list(jobs.values()), self.on_progress)
+            for step in missing:
+                key = (step.kind, step.key)
+                if key in jobs:
+                    notes = storage.read_json(storage.join(attempts[key], "training.json"))
+                    self.store.commit(*key, attempts[key], step.inputs, notes or {})
+                    storage.remove(jobs[key].checkpoints)
+
+    def _train_job(self, key: tuple[str, str], attempt: str) -> TrainJob:
+        """The job of an adapter step, by its kind and key."""
+        version, run = next(
+            who for who, s in self.plan.adapters.items() if s is not None and (s.kind, s.key) == key
+        )
+        compat = version == "compat"
+        resources = self.experiment.resources
+        loss = self.experiment.compatibility if compat else None
+        needs = needed_teachers(loss) if loss is not None else ()
+        several = len(self.experiment.runs) > 1
+        seed = run[1] if compat else run[0]
+        base = self.plan.base(version)
+        examples = self.store.find("examples", self.plan.examples.key)
+        assert examples is not None
+        return TrainJob(
+            role=version,
+            title=f"train {version}" + (f" (seed {seed})" if several else ""),
+            base=base.config.model_copy(update={"adapter": None}),
+            base_fingerprint=base.fingerprint,
+            adapter=self.experiment.adapter,
+            start=self._adapter("new", run) if compat else None,
+            old=(
+                self.plan.old.config.model_copy(update={"adapter": self._adapter("old", run)})
+                if "old" in needs
+                else None
+            ),
+            loss=loss,
+            training=self.experiment.compat_training if compat else self.experiment.training,
+            deepspeed=read_deepspeed(resources.deepspeed),
+            gradient_checkpointing=resources.gradient_checkpointing,
+            training_tokens=resources.training_tokens,
+            examples=examples.path,
+            seed=seed,
+            output=attempt,
+            checkpoints=storage.join(self.store.folder(*key), "checkpoints"),
+        )
+
+    def _adapter(self, version: Version, run: Run) -> str:
+        """The directory of a version's adapter: given, or the artifact of its step."""
+        step = self.plan.adapters[version, run]
+        if step is None:
+            adapter = self.plan.base(version).config.adapter
+            assert adapter is not None
+            return adapter
+        artifact = self.store.find(step.kind, step.key)
+        assert artifact is not None, f"{step.label} has no artifact"
+        return artifact.path
+
+    def _evaluate(self) -> None:
+        """Answer and judge all missing versions: one pass, one pool for each base."""
+        wanted = {s.key: who for who, s in self.plan.predictions.items()}
+        missing = self._missing([self.plan.predictions[who] for who in wanted.values()])
+        if not missing:
+            return
+        with self._leases(missing), tempfile.TemporaryDirectory() as temporary:
+            labels = {s.key: wanted[s.key] for s in self._missing(missing)}
+            outputs = {key: f"{temporary}/{key}.parquet" for key in labels}
+            if labels:
+                self.launcher.evaluate(self._evaluate_job(labels, outputs), self.on_progress)
+            for step in missing:
+                if step.key in labels:
+                    self._judge(step, labels[step.key], outputs[step.key])
+
+    def _evaluate_job(
+        self, labels: dict[str, tuple[Version, Run]], outputs: dict[str, str]
+    ) -> EvaluateJob:
+        queries = self.store.find("queries", self.plan.queries.key)
+        assert queries is not None
+        bases = []
+        for base, versions in ((self.plan.old, ("old",)), (self.plan.new, ("new", "compat"))):
+            adapters = {k: self._adapter(*who) for k, who in labels.items() if who[0] in versions}
+            if adapters:
+                config = base.config.model_copy(update={"adapter": None})
+                bases.append(BaseJob(config, adapters))
+        return EvaluateJob(
+            queries=queries.file("queries.parquet"),
+            bases=tuple(bases),
+            outputs=outputs,
+            dtype=self.experiment.evaluation.dtype or self.experiment.training.dtype,
+            max_length=self.experiment.evaluation.max_length,
+            scoring_tokens=self.experiment.resources.scoring_tokens,
+        )
+
+    def _judge(self, step: Step, who: tuple[Version, Run], answers: str) -> None:
+        """Let the task decide what is right, and commit one version's predictions."""
+        limit = self.experiment.evaluation.limit
+        predictions = self.plan.task.predictions(read_answers(answers), limit)
+        attempt = self.store.new_attempt(step.kind, step.key)
+        with tempfile.TemporaryDirectory() as temporary:
+            write_predictions(Path(temporary) / "predictions.parquet", predictions)
+            storage.upload(Path(temporary), attempt)
+        unscored = sum(p.score is None for p in predictions)
+        notes = {"n": len(predictions), "unscored": unscored, "version": who[0]}
+        self.store.commit(step.kind, step.key, attempt, step.inputs, notes)
+
+    # --- the end ----------------------------------------------------------------------
+
+    def _report(self) -> Outcome:
+        predictions: dict[int, dict[Version, list[Prediction]]] = {}
+        for run in self.experiment.runs:
+            predictions[run[1]] = {v: self._predictions(v, run) for v in VERSIONS}
+        shown: Predictions = predictions
+        report = build_report(shown, self._provenance())
+        examples = pick_examples(predictions[self.experiment.runs[0][1]])
+        report_json = storage.join(self.output, "report.json")
+        report_md = storage.join(self.output, "report.md")
+        write_report(report, report_json, report_md, examples)
+        self.on_progress(Progress("report", 1, 1, "report"))
+        return Outcome(report, report_json, report_md, examples)
+
+    def _predictions(self, version: Version, run: Run) -> list[Prediction]:
+        """A version's predictions; leaves them and its adapter in the output folder."""
+        step = self.plan.predictions[version, run]
+        artifact = self.store.find(step.kind, step.key)
+        assert artifact is not None
+        rows = read_predictions(artifact.file("predictions.parquet"))
+        place = self.output
+        if len(self.experiment.runs) > 1:
+            place = storage.join(place, f"seed-{run[1]}")
+        write_predictions(storage.join(place, version, f"{self.plan.task.name}.parquet"), rows)
+        if self.plan.adapters[version, run] is not None:
+            adapter = Path(storage.fetch(self._adapter(version, run)))
+            storage.upload(adapter, storage.join(place, version, "adapter"))
+        return rows
+
+    def _provenance(self) -> dict[str, Any]:
+        """Where the numbers come from; nothing in it changes between equal runs."""
+        return {
+            "muscle": __version__,
+            "experiment": self.experiment.model_dump(exclude={"resources", "storage"}),
+            "task": {
+                "version": self.plan.task.version,
+                "filter": self.plan.task.filter,
+                "fingerprint": self.plan.queries.key,
+            },
+            "models": {
+                "old": {
+                    "model": self.experiment.old.model,
+                    "fingerprint": self.plan.old.fingerprint,
+                },
+                "new": {
+                    "model": self.experiment.new.model,
+                    "fingerprint": self.plan.new.fingerprint,
+                },
+            },
+            "libraries": {name: library_version(name) for name in LIBRARIES},
+            "python": platform.python_version(),
+        }
+
+    # --- bookkeeping ------------------------------------------------------------------
+
+    def _missing(self, steps: Sequence[Step]) -> list[Step]:
+        return [s for s in steps if self.store.find(s.kind, s.key) is None]
+
+    @contextmanager
+    def _leases(self, steps: Sequence[Step]) -> Iterator[None]:
+        """Hold the leases of all steps; always taken in one order, so no two drivers deadlock."""
+        with ExitStack() as stack:
+            for step in sorted(steps, key=lambda s: (s.kind, s.key)):
+                stack.enter_context(
+                    self.store.lease(step.kind, step.key, lambda who, s=step: self._waiting(s, who))
+                )
+            yield
+
+    def _waiting(self, step: Step, holder: str) -> None:
+        self.on_progress(Progress(step.label, 0, 1, "steps", f"waits for another run ({holder})"))
+
+
+def open_store(experiment: Experiment, output: str) -> Store:
+    """The experiment's artifacts: its `storage`, or a folder of the output."""
+    return Store(experiment.storage or storage.join(storage.absolute(output), "artifacts"))
+
+
+def claim_output(experiment: Experiment, output: str) -> None:
+    """Bind an output folder to an experiment, or find that it is bound to this one.
+
+    Raises:
+        UserError: the folder holds another experiment, or files that no run of ours left.
+    """
+    path = storage.join(output, "experiment.json")
+    mine = experiment.model_dump(mode="json", exclude={"resources", "storage", "assumed"})
+    there = storage.read_json(path)
+    if there is None:
+        if storage.exists(storage.join(output, "report.json")):
+            raise UserError(f"{output} holds a report but no experiment: choose another --output")
+        storage.write_json(path, mine)
+        return
+    difference = _first_difference(there, mine, "")
+    if difference is not None:
+        raise UserError(
+            f"{output} holds another experiment ({difference}): choose another --output, or "
+            "share finished steps between experiments with the setting 'storage'"
+        )
+
+
+def _first_difference(there: Any, mine: Any, where: str) -> str | None:
+    if isinstance(there, dict) and isinstance(mine, dict):
+        for key in sorted({*there, *mine}):
+            found = _first_difference(
+                there.get(key), mine.get(key), f"{where}.{key}" if where else str(key)
+            )
+            if found is not None:
+                return found
+        return None
+    return None if there == mine else f"{where} is {there!r} there and {mine!r} here"

@@ -1,0 +1,220 @@
+"""What a run consists of: its steps, each with the key of the artifact it leaves.
+
+A key holds exactly what changes the artifact's numbers (by fingerprint, never by
+path); bump a recipe version when the code changes them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from muscle import storage
+from muscle.artifacts import key_of
+from muscle.config import Experiment, TrainingConfig, VersionConfig
+from muscle.errors import UserError
+from muscle.tasks import Task, load_task
+from muscle.types import VERSIONS, Version
+
+RECIPES = {"examples": 1, "queries": 1, "task-adapter": 1, "compat-adapter": 1, "predictions": 1}
+
+Run = tuple[int, int]
+"""(seed of the task adapters, seed of the compatibility adapter)."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One artifact to have: `kind`/`key`, and for whom."""
+
+    kind: str
+    label: str
+    inputs: Mapping[str, Any]
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", key_of({"recipe": RECIPES[self.kind], **self.inputs}))
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model pinned to what was fingerprinted, and its given adapter if any."""
+
+    config: VersionConfig
+    fingerprint: str
+    given_adapter: str | None  # fingerprint
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All steps of an experiment, resolved against models, data and task."""
+
+    experiment: Experiment
+    task: Task
+    old: Base
+    new: Base
+    examples: Step
+    queries: Step
+    adapters: Mapping[tuple[Version, Run], Step | None]  # None: the version brings its own
+    predictions: Mapping[tuple[Version, Run], Step]
+
+    def base(self, version: Version) -> Base:
+        """The base of a version; new and compat share theirs."""
+        return self.old if version == "old" else self.new
+
+    def steps(self) -> list[Step]:
+        """Every distinct step in the order in which it runs."""
+        trained = [s for s in self.adapters.values() if s is not None]
+        trained.sort(key=lambda s: s.kind == "compat-adapter")  # stable: task adapters first
+        steps = [self.examples, self.queries, *trained, *self.predictions.values()]
+        return list({(s.kind, s.key): s for s in steps}.values())
+
+
+def make_plan(experiment: Experiment) -> Plan:
+    """Resolve an experiment: load its task, fingerprint its models and data, make all keys.
+
+    Raises:
+        UserError: whatever is wrong with task, data, models, adapters or tokenizers.
+    """
+    task = load_task(experiment.task)
+    old, new = (_base(version, name) for name, version in _versions(experiment))
+    _check_tokenizers(experiment)
+    examples = _examples_step(experiment, task)
+    queries = Step(
+        "queries",
+        "evaluation requests",
+        {"task": task.evaluation_fingerprint(experiment.evaluation.limit)},
+    )
+    adapters: dict[tuple[Version, Run], Step | None] = {}
+    predictions: dict[tuple[Version, Run], Step] = {}
+    for run in experiment.runs:
+        for version, base in (("old", old), ("new", new)):
+            adapters[version, run] = _task_adapter(experiment, version, base, examples, run)
+        adapters["compat", run] = _compat_adapter(experiment, adapters, old, new, examples, run)
+        for version in VERSIONS:
+            base = old if version == "old" else new
+            predictions[version, run] = _predictions(
+                experiment, version, base, adapters[version, run], queries, run
+            )
+    return Plan(experiment, task, old, new, examples, queries, adapters, predictions)
+
+
+def _versions(experiment: Experiment) -> list[tuple[str, VersionConfig]]:
+    return [("old", experiment.old), ("new", experiment.new)]
+
+
+def _base(version: VersionConfig, name: str) -> Base:
+    from muscle.models.compatibility import check_adapter
+    from muscle.models.fingerprint import fingerprint_adapter, fingerprint_base
+    from muscle.models.load import load_config
+    from muscle.models.resolve import resolve_model
+
+    ref = resolve_model(version.model)
+    fingerprint = fingerprint_base(version.model, version.revision)
+    # A hub model's fingerprint is its commit: workers load exactly that.
+    revision = fingerprint if ref == version.model and "/" in ref[1:] and ref[0] != "/" else None
+    config = VersionConfig(model=ref, revision=revision, adapter=version.adapter)
+    if version.adapter is None:
+        return Base(config, fingerprint, None)
+    adapter = storage.fetch(version.adapter)
+    check_adapter(adapter, version.model, fingerprint, load_config(ref, revision))
+    config = config.model_copy(update={"adapter": storage.absolute(version.adapter)})
+    return Base(config, fingerprint, fingerprint_adapter(adapter))
+
+
+def _check_tokenizers(experiment: Experiment) -> None:
+    """Token-level distillation needs one tokenizer; say early what still works."""
+    from muscle.losses.needs import different_tokenizers, needed_teachers
+    from muscle.models.fingerprint import same_tokenizer
+    from muscle.models.load import load_tokenizer
+
+    if "old" not in needed_teachers(experiment.compatibility):
+        return
+    old, new = (load_tokenizer(v.model, v.revision) for _, v in _versions(experiment))
+    reason = same_tokenizer(old, new)
+    if reason is not None:
+        raise UserError(different_tokenizers(reason))
+
+
+def _examples_step(experiment: Experiment, task: Task) -> Step:
+    inputs = {
+        "task": task.training_fingerprint(),
+        "limit": experiment.training.limit,
+        "validation_fraction": experiment.training.validation_fraction,
+        "data_seed": experiment.data_seed,
+    }
+    return Step("examples", "training examples", inputs)
+
+
+def _training_inputs(training: TrainingConfig) -> dict[str, Any]:
+    """The training settings that change an adapter; the data's are in the examples' key."""
+    return training.model_dump(exclude={"limit", "validation_fraction"})
+
+
+def _identity(base: Base, step: Step | None) -> str:
+    """What stands for an adapter in later keys: its own key, or its content."""
+    adapter = step.key if step is not None else base.given_adapter
+    assert adapter is not None
+    return adapter
+
+
+def _label(experiment: Experiment, text: str, seed: int) -> str:
+    return f"{text} (seed {seed})" if len(experiment.runs) > 1 else text
+
+
+def _task_adapter(
+    experiment: Experiment, version: Version, base: Base, examples: Step, run: Run
+) -> Step | None:
+    if base.given_adapter is not None:
+        return None
+    inputs = {
+        "base": base.fingerprint,
+        "adapter": experiment.adapter.model_dump(),
+        "training": _training_inputs(experiment.training),
+        "examples": examples.key,
+        "seed": run[0],
+    }
+    return Step("task-adapter", _label(experiment, f"train {version}", run[0]), inputs)
+
+
+def _compat_adapter(
+    experiment: Experiment,
+    adapters: Mapping[tuple[Version, Run], Step | None],
+    old: Base,
+    new: Base,
+    examples: Step,
+    run: Run,
+) -> Step:
+    from muscle.losses.needs import needed_teachers
+
+    needs = needed_teachers(experiment.compatibility)
+    loss = experiment.compatibility.model_dump(exclude={"learning_rate", "epochs", "warmup_steps"})
+    if not needs:  # plain cross-entropy: mask, temperature and weights play no part
+        loss = {"ce_weight": 1.0}
+    inputs = {
+        "base": new.fingerprint,
+        "start": _identity(new, adapters["new", run]),
+        "old": [old.fingerprint, _identity(old, adapters["old", run])] if "old" in needs else None,
+        "loss": loss,
+        "training": _training_inputs(experiment.compat_training),
+        "examples": examples.key,
+        "seed": run[1],
+    }
+    return Step("compat-adapter", _label(experiment, "train compat", run[1]), inputs)
+
+
+def _predictions(
+    experiment: Experiment,
+    version: Version,
+    base: Base,
+    adapter: Step | None,
+    queries: Step,
+    run: Run,
+) -> Step:
+    inputs = {
+        "base": base.fingerprint,
+        "adapter": _identity(base, adapter),
+        "queries": queries.key,
+        "dtype": experiment.evaluation.dtype or experiment.training.dtype,
+        "max_length": experiment.evaluation.max_length,
+    }
+    seed = run[1] if version == "compat" else run[0]
+    return Step("predictions", _label(experiment, f"evaluate {version}", seed), inputs)

@@ -1,0 +1,40 @@
+"""Checks of settings that can be made before anything starts; no torch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from muscle.config import Experiment
+from muscle.errors import UserError
+
+STAGES = Path(__file__).resolve().parents[2] / "cluster" / "deepspeed"
+
+
+def check_settings(experiment: Experiment) -> None:
+    """Refuse what would fail minutes later.
+
+    Raises:
+        UserError: an unknown DeepSpeed stage, or a configuration that can't be used.
+    """
+    read_deepspeed(experiment.resources.deepspeed)
+
+
+def read_deepspeed(name: str) -> dict[str, Any]:
+    """A DeepSpeed configuration by stage name (`cluster/deepspeed/NAME.json`) or by path.
+
+    Raises:
+        UserError: no such stage or file, not a JSON object, or ZeRO stage 0.
+    """
+    path = Path(name) if name.endswith(".json") else STAGES / f"{name}.json"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in STAGES.glob("*.json")))
+        raise UserError(f"resources.deepspeed is {name!r}: use one of {known}, or a path to a JSON")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"DeepSpeed configuration {path} is not JSON: {error}") from None
+    stage = config.get("zero_optimization", {}).get("stage", 0) if isinstance(config, dict) else 0
+    if stage not in (1, 2, 3):
+        # At stage 0 DeepSpeed can't hand out the optimizer's state, so nothing could resume.
+        raise UserError(f"DeepSpeed configuration {path}: zero_optimization.stage must be 1 to 3")
+    return dict(config)
