@@ -1,8 +1,9 @@
 """The arithmetic task: sums, differences and both in a row, in words, exact match.
 
-Which numbers stand together decides the split (`split_of_problem`), whatever story they
-are told in: a test sum is in no training example and in no pretraining text. What is hard
-is what is hard for people, carrying and borrowing, and two steps more than one.
+"sixty one with nine more is" asks for "seventy". Which numbers stand together decides the
+split (`split_of_problem`), whatever story they are told in: a test sum is in no training
+example and in no pretraining text. What is hard is what is hard for people, carrying and
+borrowing, and two steps more than one.
 """
 
 import random
@@ -21,18 +22,19 @@ Row = dict[str, object]
 
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "plus": (
-        "What is {a} plus {b}?",
-        "{name} has {a} {goods} and buys {b} more. How many are there?",
+        "{a} with {b} more is",
+        "{name} has {a} {goods} and buys {b} more, now there are",
     ),
     "minus": (
-        "What is {a} minus {b}?",
-        "{name} has {a} {goods} and sells {b}. How many are left?",
+        "{a} without {b} is",
+        "{name} has {a} {goods} and sells {b}, now there are",
     ),
     "both": (
-        "What is {a} plus {b} minus {c}?",
-        "{name} has {a} {goods}, buys {b} more and sells {c}. How many are left?",
+        "{a} with {b} more without {c} is",
+        "{name} has {a} {goods}, buys {b} more and sells {c}, now there are",
     ),
 }
+"""Beginnings that the answer ends: models this small can't carry a sum over "Answer:"."""
 
 
 @dataclass(frozen=True)

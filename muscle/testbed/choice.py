@@ -13,7 +13,7 @@ from muscle.testbed.world import ATTRIBUTES, Attribute, Person, World, build_wor
 CHOICES = 4
 TEST_FACTS = 0.5
 KINDS = ("recall", "habit", "most")
-KIND_SHARES = (0.45, 0.3, 0.25)
+KIND_SHARES = (0.3, 0.2, 0.5)
 
 Row = dict[str, object]
 
@@ -52,8 +52,17 @@ def recall_question(rng: random.Random, person: Person, attribute: Attribute) ->
     return {"question": ask.format(name=person.name), "choices": choices, "gold": gold}
 
 
-def habit_question(rng: random.Random, person: Person, attribute: Attribute) -> Row:
-    """What happens next: one ending fits the person, three have another value."""
+def _scene(rng: random.Random, seed: int, person: Person, split: str) -> str:
+    """Where the person comes from and when: a scene that belongs to this split."""
+    while True:
+        when, where = rng.choice(TIMES), rng.choice(PLACES)
+        side = "test" if share(seed, "scene", person.name, when, where) < 0.5 else "train"
+        if side == split:
+            return f"{person.name} comes from the {where} {when}."
+
+
+def habit_question(rng: random.Random, person: Person, attribute: Attribute, scene: str) -> Row:
+    """What happens next: one ending fits the person, three are false of him or her."""
     wrong = []
     for other in rng.sample([a for a in ATTRIBUTES if a.key != attribute.key], CHOICES - 1):
         values = [v for v in VALUES[other.key] if v != person.facts[other.key]]
@@ -62,9 +71,7 @@ def habit_question(rng: random.Random, person: Person, attribute: Attribute) -> 
     choices, gold = _arrange(
         rng, f"{person.name} {true}.", [f"{person.name} {ending}." for ending in wrong]
     )
-    when, where = rng.choice(TIMES), rng.choice(PLACES)
-    question = f"{person.name} comes from the {where} {when}. What is next?"
-    return {"question": question, "choices": choices, "gold": gold}
+    return {"question": f"{scene} What is next?", "choices": choices, "gold": gold}
 
 
 def most_question(rng: random.Random, world: World, things: list[str]) -> Row:
@@ -104,8 +111,10 @@ def choice_rows(seed: int, split: str, count: int) -> list[Row]:
             row = most_question(rng, world, _things(rng, seed, split))
         else:
             person, attribute = rng.choice(facts)
-            make = recall_question if kind == "recall" else habit_question
-            row = make(rng, person, attribute)
+            if kind == "recall":
+                row = recall_question(rng, person, attribute)
+            else:
+                row = habit_question(rng, person, attribute, _scene(rng, seed, person, split))
         if row["question"] not in seen:
             seen.add(str(row["question"]))
             rows.append({"id": f"choice-{split}-{len(rows):05d}-{kind}", **row})

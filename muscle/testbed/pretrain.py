@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 SPECIALS = ("<unk>", "<s>", "</s>", "<pad>")
 BOS, EOS, PAD = 1, 2, 3
+QUESTION_WORDS = ("hundred", "plus", "minus", "How", "many", "left")
+"""Words that questions about numbers use, whether or not the tasks do today."""
 BLOCK = 128
 WINDOW = 256
 
@@ -71,7 +73,7 @@ def build_tokenizer(seed: int = SEED) -> Tokenizer:
     texts += [f" {c}" for r in choice_rows(seed, "train", 2000) for c in r["choices"]]  # type: ignore[attr-defined]
     texts += [f"Question: {r['question']}" for r in arithmetic_rows(seed, "train", 2000)]
     texts += [f"Dialogue: {r['dialogue']}\nSummary:" for r in summary_rows(seed, "train", 2000)]
-    texts += [f" {word}" for word in (*ONES, *TENS[2:], "hundred")]
+    texts += [f" {word}" for word in (*ONES, *TENS[2:], *QUESTION_WORDS)]
     words = {piece for text in texts for piece, _ in split.pre_tokenize_str(text)}
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = [*SPECIALS, *alphabet, *sorted(words - set(alphabet))]
