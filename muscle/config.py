@@ -178,7 +178,8 @@ class ResourcesConfig(Part):
     """What a run may use; nothing here changes a number beyond rounding.
 
     A token budget bounds one forward: a batch is filled with sequences until their
-    number times the longest one reaches it.
+    number times the longest one reaches it. By default it is large on a GPU and small
+    on a CPU, where big batches fall out of the cache.
     """
 
     workers: Positive = 1
@@ -186,8 +187,8 @@ class ResourcesConfig(Part):
     gpus_per_worker: Annotated[float, Field(ge=0.0)] | Literal["auto"] = "auto"
     deepspeed: str = "zero2"
     gradient_checkpointing: bool = False
-    training_tokens: Positive = 8192
-    scoring_tokens: Positive = 16384
+    training_tokens: Positive | None = None
+    scoring_tokens: Positive | None = None
     min_actors: Positive = 1
     max_actors: Positive = 1
     cpus_per_actor: Annotated[float, Field(gt=0.0)] = 1.0

@@ -26,7 +26,7 @@ class EvaluateJob:
     outputs: Mapping[str, str]
     dtype: str
     max_length: int | None
-    scoring_tokens: int
+    scoring_tokens: int | None
 
     def labels(self) -> Iterator[str]:
         """The labels of all adapters, base by base."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from muscle.evaluation.batching import fill, run_in_memory
-from muscle.evaluation.encoding import Pair
+from muscle.models.encoding import Pair
 from muscle.models.structure import hidden_states, project, unwrap
 from muscle.types import Output
 

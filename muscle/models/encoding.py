@@ -1,35 +1,106 @@
-"""Text to tokens, split where lm-evaluation-harness splits it."""
+"""Text to tokens exactly as lm-evaluation-harness's HFLM does it, for many texts at once."""
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 
-def encode_pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """Token ids of a context and of its continuation, as the harness's `_encode_pair`.
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A scored sequence: the tokens conditioned on, and the tokens whose probability counts."""
 
-    Trailing spaces of the context move to the continuation; the joined text is encoded
-    with the tokenizer's own special tokens (no second BOS where the text has one) and
-    split at the length of the encoded context. The context may be empty: its ids are
-    then only the special tokens that the tokenizer puts first, possibly none.
-    """
-    stripped = context.rstrip()
-    continuation = context[len(stripped) :] + continuation
-    # Where the text itself begins with BOS the tokenizer must not add another.
-    bos = getattr(tokenizer, "bos_token", None)
-    special = not (bos and (stripped + continuation).startswith(bos))
-    whole = tokenizer.encode(stripped + continuation, add_special_tokens=special)
-    size = len(tokenizer.encode(stripped, add_special_tokens=special)) if stripped else 0
-    if not stripped and special and whole and whole[0] == tokenizer.bos_token_id:
-        size = 1
-    return list(whole[:size]), list(whole[size:])
+    context: list[int]
+    continuation: list[int]
 
 
-def prefix_token(tokenizer: Any) -> int:
-    """The token that stands for an empty context: BOS, else EOS.
+class Encoder:
+    """A tokenizer with the harness's rules about special tokens, trailing spaces and BOS."""
 
-    Raises:
-        ValueError: the tokenizer has neither.
-    """
-    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return int(token)
-    raise ValueError("the tokenizer has neither a BOS nor an EOS token")
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        self.prefix_id: int | None = bos if bos is not None else eos
+        self._prefix_text: str | None = (
+            None if self.prefix_id is None else tokenizer.decode(self.prefix_id)
+        )
+
+    def pairs(self, texts: Sequence[tuple[str, str]]) -> "list[Pair | str]":
+        """One `Pair` for each (context, continuation), or why there is none, as a phrase.
+
+        Trailing spaces of the context move to the continuation, the joined text is
+        encoded once and cut at the length of the encoded context, so a token that spans
+        the join belongs to the continuation. An empty context is the prefix token (BOS,
+        else EOS).
+        """
+        moved = [_move_spaces(context, continuation) for context, continuation in texts]
+        with_special = _unique(
+            text
+            for (original, _), (context, rest) in zip(texts, moved, strict=True)
+            if original
+            for text in (context + rest, context)
+        )
+        plain = _unique(rest for original, rest in texts if not original)
+        ids = dict(zip(with_special, self._encode(with_special, self._prefix_text), strict=True))
+        plain_ids = dict(zip(plain, self._call(plain, special=False), strict=True))
+        found: list[Pair | str] = []
+        for (original, continuation), (context, rest) in zip(texts, moved, strict=True):
+            if not continuation:
+                # With a trailing space in the context the harness would score that space.
+                found.append("the continuation is empty")
+                continue
+            if original:
+                start = ids[context]
+                pair = Pair(start, ids[context + rest][len(start) :])
+            elif self.prefix_id is None:
+                found.append("the context is empty and the tokenizer has no BOS or EOS")
+                continue
+            else:
+                pair = self._after_prefix(plain_ids[rest])
+            if not pair.continuation:
+                found.append("the continuation has no tokens")
+            elif not pair.context:
+                found.append("the context has no tokens")
+            else:
+                found.append(pair)
+        return found
+
+    def contexts(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each context to generate from, untruncated; BOS is never doubled."""
+        bos = getattr(self.tokenizer, "bos_token", None)
+        unique = _unique(texts)
+        ids = dict(zip(unique, self._encode(unique, bos), strict=True))
+        return [ids[text] for text in texts]
+
+    def _after_prefix(self, rest: list[int]) -> Pair:
+        """An empty context: the prefix token, unless the continuation brings its own."""
+        assert self.prefix_id is not None
+        if rest and rest[0] == self.prefix_id:
+            return Pair(rest[:1], rest[1:])
+        return Pair([self.prefix_id], rest)
+
+    def _encode(self, texts: Sequence[str], prefix: str | None) -> list[list[int]]:
+        """The tokenizer's default special tokens, but none on a text that begins with BOS."""
+        has = [prefix is not None and text.startswith(prefix) for text in texts]
+        bare = iter(self._call([t for t, h in zip(texts, has, strict=True) if h], special=False))
+        full = iter(self._call([t for t, h in zip(texts, has, strict=True) if not h]))
+        return [next(bare) if h else next(full) for h in has]
+
+    def _call(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
+        if not texts:
+            return []
+        encoded = self.tokenizer(
+            list(texts),
+            add_special_tokens=special,
+            return_attention_mask=False,
+            verbose=False,  # no warning about length: truncation is ours
+        )
+        return [list(ids) for ids in encoded["input_ids"]]
+
+
+def _move_spaces(context: str, continuation: str) -> tuple[str, str]:
+    kept = context.rstrip()
+    return kept, context[len(kept) :] + continuation
+
+
+def _unique(texts: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(texts))

@@ -10,7 +10,7 @@ import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -70,7 +70,8 @@ def build_tokenizer(seed: int = SEED) -> Tokenizer:
     split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     texts = list(documents(seed, 1, 20_000))
     texts += [f"Question: {r['question']}\nAnswer:" for r in choice_rows(seed, "train", 2000)]
-    texts += [f" {c}" for r in choice_rows(seed, "train", 2000) for c in r["choices"]]  # type: ignore[attr-defined]
+    for row in choice_rows(seed, "train", 2000):
+        texts += [f" {choice}" for choice in cast(list[str], row["choices"])]
     texts += [f"Question: {r['question']}" for r in arithmetic_rows(seed, "train", 2000)]
     texts += [f"Dialogue: {r['dialogue']}\nSummary:" for r in summary_rows(seed, "train", 2000)]
     texts += [f" {word}" for word in (*ONES, *TENS[2:], *QUESTION_WORDS)]

@@ -27,7 +27,7 @@ STORIES: dict[str, str] = {
 def _life(rng: random.Random, world: World, people: list[Person], fame: list[float]) -> str:
     """A few facts of one person, the name at first and mostly a pronoun afterwards."""
     person = rng.choices(people, fame)[0]
-    told = []
+    told: list[str] = []
     for attribute in rng.sample(ATTRIBUTES, rng.randint(2, 5)):
         who = person.name if not told or rng.random() < 0.7 else person.pronoun
         if rng.random() < 0.2:

@@ -6,13 +6,14 @@ workers; an update is a number of examples, and its micro-batches are filled by 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from muscle.errors import UserError
-from muscle.models.encoding import encode_pair, prefix_token
+from muscle.models.encoding import Encoder
 from muscle.types import TrainingExample
 
 
@@ -52,7 +53,7 @@ class Batch:
 
 
 def tokenise(
-    examples: Sequence[TrainingExample], tokenizer: object, max_length: int, loss_on: str
+    examples: Sequence[TrainingExample], tokenizer: Any, max_length: int, loss_on: str
 ) -> Sequences:
     """tokens(prompt + answer) + EOS for each example, cut from the left to max_length.
 
@@ -60,24 +61,24 @@ def tokenise(
     loss_on "all", on the answer and EOS for "answer".
 
     Raises:
-        UserError: no example keeps a token in the loss.
+        UserError: no examples, an example without an answer, a tokenizer without EOS.
     """
     eos = getattr(tokenizer, "eos_token_id", None)
     if eos is None:
         raise UserError("the tokenizer has no EOS token, so no answer could ever end")
+    if not examples:
+        raise UserError("there are no training examples")
+    pairs = Encoder(tokenizer).pairs([(e.prompt, e.answer) for e in examples])
     ids, first, truncated = [], [], 0
-    for example in examples:
-        context, answer = encode_pair(tokenizer, example.prompt, example.answer)
-        if not context:
-            context = [prefix_token(tokenizer)]
-        tokens = [*context, *answer, eos]
-        start = len(context) if loss_on == "answer" else 1
+    for example, pair in zip(examples, pairs, strict=True):
+        if isinstance(pair, str):
+            raise UserError(f"training example {example.id!r}: {pair}")
+        tokens = [*pair.context, *pair.continuation, eos]
+        start = len(pair.context) if loss_on == "answer" else 1
         cut = max(0, len(tokens) - max_length)
         truncated += cut > 0
         ids.append(np.array(tokens[cut:], dtype=np.int64))
         first.append(max(1, start - cut))
-    if not ids:
-        raise UserError("there are no training examples")
     return Sequences(ids, first, truncated)
 
 

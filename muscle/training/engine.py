@@ -49,7 +49,10 @@ class Engine(Protocol):
         ...
 
     def load_state(self, state: dict[str, Tensor], updates: int) -> None:
-        """The inverse of `state`, after `updates` optimizer updates."""
+        """The inverse of `state`, after `updates` optimizer updates.
+
+        The student's weights were already copied in before the engine was made.
+        """
         ...
 
     def weights(self) -> dict[str, Tensor]:
@@ -103,13 +106,11 @@ class PlainEngine:
         return state
 
     def load_state(self, state: dict[str, Tensor], updates: int) -> None:
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(state[f"param/{name}"])
-                self.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(updates)),
-                    **{m: state[f"{m}/{name}"].to(parameter) for m in MOMENTS},
-                }
+        for name, parameter in self.parameters.items():
+            self.optimizer.state[parameter] = {
+                "step": torch.tensor(float(updates)),
+                **{m: state[f"{m}/{name}"].to(parameter) for m in MOMENTS},
+            }
 
     def weights(self) -> dict[str, Tensor]:
         return {n: p.detach().cpu().clone() for n, p in self.parameters.items()}

@@ -35,7 +35,7 @@ class TrainJob:
     training: TrainingConfig
     deepspeed: dict[str, Any]
     gradient_checkpointing: bool
-    training_tokens: int
+    training_tokens: int | None
     examples: str
     seed: int
     output: str

@@ -37,6 +37,9 @@ from muscle.training.student import Student
 
 SUMS = [f.name for f in fields(LossSums)]
 
+TOKENS = {"cpu": 1024, "cuda": 8192}
+"""Tokens of one micro-batch by kind of device, where the experiment doesn't say."""
+
 
 def train(
     job: TrainJob,
@@ -57,6 +60,11 @@ def train(
     data = _read(job, "train", tokenizer)
     validation = _read(job, "validation", tokenizer)
     state = load_state(job.checkpoints)
+    if state.epoch:
+        # Before the engine: DeepSpeed copies its master weights from these, never back.
+        with torch.no_grad():
+            for name, parameter in student.trainable().items():
+                parameter.copy_(state.optimizer[f"param/{name}"])
     engine = make_engine(student)
     if state.epoch:
         engine.load_state(state.optimizer, state.updates)
@@ -94,6 +102,7 @@ class _Trainer:
         self.job, self.engine, self.student = job, engine, student
         self.data, self.validation, self.pad = data, validation, pad
         self.on_progress = on_progress
+        self.tokens = job.training_tokens or TOKENS[torch.device(engine.device).type]
 
     def epoch(self, state: TrainState) -> EpochRecord:
         """Train one epoch; advances `state.updates`."""
@@ -135,7 +144,7 @@ class _Trainer:
     ) -> tuple[int, torch.Tensor]:
         """One optimizer update; returns its tokens and the sums over all workers."""
         tokens = sum(self.data.targets(i) for i in indices)
-        batches = self._share(micro_batches(self.data, indices, self.job.training_tokens))
+        batches = self._share(micro_batches(self.data, indices, self.tokens))
         sums = torch.zeros(len(SUMS), dtype=torch.float64)
         for number, (rows, weight) in enumerate(batches):
             result = self.engine.forward(self._batch(self.data, rows))
@@ -172,7 +181,7 @@ class _Trainer:
         """Mean next-token loss of the validation split, over all workers."""
         self.student.eval()
         everything = range(len(self.validation))
-        batches = micro_batches(self.validation, everything, self.job.training_tokens)
+        batches = micro_batches(self.validation, everything, self.tokens)
         total = torch.zeros(1, dtype=torch.float64)
         with torch.no_grad():
             for rows, weight in self._share(batches):

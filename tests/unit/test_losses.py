@@ -15,8 +15,8 @@ from muscle.losses.distillation import (
     distillation_sums,
     teacher_kl,
 )
-from muscle.losses.needs import needed_teachers
 from muscle.losses.masks import MASKS, NEEDS_OLD, TokenFacts
+from muscle.losses.needs import needed_teachers
 
 V = 7
 LENGTHS = (1, 5, 3, 4)  # ragged sequences

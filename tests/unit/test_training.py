@@ -105,7 +105,7 @@ def compat(
 def test_tokens_in_the_loss(tiny_models: dict[str, str]) -> None:
     tokenizer = load_tokenizer(tiny_models["new"])
     example = TrainingExample("a", "what colour is the sky?", " blue")
-    whole = tokenizer.encode("what colour is the sky? blue") + [tokenizer.eos_token_id]
+    whole = [*tokenizer.encode("what colour is the sky? blue"), tokenizer.eos_token_id]
     everything = tokenise([example], tokenizer, 100, "all")
     answer = tokenise([example], tokenizer, 100, "answer")
     assert everything.ids[0].tolist() == whole
