@@ -101,7 +101,7 @@ class Store:
             "notes": dict(notes),
         }
         storage.write_json(storage.join(self.folder(step, key), "manifest.json"), manifest)
-        self._remove_losers(step, key, keep=manifest["attempt"])
+        self._remove_losers(step, key, keep=attempt.rsplit("/", 1)[1])
         artifact = Artifact(step, key, attempt, dict(notes))
         self._verified[step, key] = artifact
         return artifact

@@ -38,9 +38,11 @@ def run_experiment(
     if dry_run:
         show_plan(plan, output, console)
         return
-    claim_output(experiment, output)
+    from muscle.launch.cluster import check_reachable
     from muscle.launch.ray_launcher import RayLauncher
 
+    check_reachable(address)
+    claim_output(experiment, output)
     launcher = RayLauncher(experiment.resources, address, debug)
     try:
         with ProgressDisplay(console) as display:

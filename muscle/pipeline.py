@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version as library_version
 from pathlib import Path
 from typing import Any, Protocol
@@ -293,9 +294,8 @@ class Pipeline:
         """Hold the leases of all steps; always taken in one order, so no two drivers deadlock."""
         with ExitStack() as stack:
             for step in sorted(steps, key=lambda s: (s.kind, s.key)):
-                stack.enter_context(
-                    self.store.lease(step.kind, step.key, lambda who, s=step: self._waiting(s, who))
-                )
+                waiting = partial(self._waiting, step)
+                stack.enter_context(self.store.lease(step.kind, step.key, waiting))
             yield
 
     def _waiting(self, step: Step, holder: str) -> None:

@@ -86,8 +86,8 @@ def make_plan(experiment: Experiment) -> Plan:
     adapters: dict[tuple[Version, Run], Step | None] = {}
     predictions: dict[tuple[Version, Run], Step] = {}
     for run in experiment.runs:
-        for version, base in (("old", old), ("new", new)):
-            adapters[version, run] = _task_adapter(experiment, version, base, examples, run)
+        adapters["old", run] = _task_adapter(experiment, "old", old, examples, run)
+        adapters["new", run] = _task_adapter(experiment, "new", new, examples, run)
         adapters["compat", run] = _compat_adapter(experiment, adapters, old, new, examples, run)
         for version in VERSIONS:
             base = old if version == "old" else new
@@ -135,6 +135,7 @@ def _check_tokenizers(experiment: Experiment) -> None:
 
 
 def _examples_step(experiment: Experiment, task: Task) -> Step:
+    task.training_examples()  # here and now: a task without a training split says so
     inputs = {
         "task": task.training_fingerprint(),
         "limit": experiment.training.limit,

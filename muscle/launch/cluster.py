@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import warnings
 from typing import Any
 
@@ -13,6 +14,9 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
+
+
+CONNECT_TIMEOUT_S = 10.0
 
 
 def connect(address: str | None = None, verbose: bool = False) -> None:
@@ -45,12 +49,32 @@ def connect(address: str | None = None, verbose: bool = False) -> None:
                 **common,
             )
         else:
+            check_reachable(address)
             try:
                 ray.init(address=address, **common)
             except Exception as error:  # Ray raises several unrelated types here
                 reason = " ".join(str(error).split())[:200]
                 raise UserError(f"Ray cluster {address!r} can't be reached: {reason}") from None
     quiet_libraries(verbose)
+
+
+def check_reachable(address: str | None) -> None:
+    """Fail early where nothing listens: Ray's own client ends the process instead.
+
+    Raises:
+        UserError: no connection to `host:port` or `ray://host:port`.
+    """
+    place = (address or os.environ.get("RAY_ADDRESS") or "").removeprefix("ray://")
+    host, colon, port = place.rpartition(":")
+    if not colon or not port.isdigit():
+        return  # "auto", "local" or nothing: Ray finds it itself
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise UserError(
+            f"Ray cluster {address or os.environ['RAY_ADDRESS']!r} can't be reached "
+            f"({error.strerror or error}): check --address or RAY_ADDRESS, and that it runs"
+        ) from None
 
 
 def quiet_libraries(verbose: bool) -> None:

@@ -112,7 +112,7 @@ def _stream(
     ordered = sorted(queries, key=_size, reverse=True)
     blocks = max(resources.max_actors, math.ceil(len(queries) / ROWS_PER_BATCH))
     rows = [{"query": json.dumps(query_to_row(q))} for q in ordered]
-    data = ray.data.from_items(rows, override_num_blocks=min(blocks, len(rows)))
+    data: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=min(blocks, len(rows)))
     for base in job.bases:
         data = data.map_batches(
             Scorer,

@@ -121,14 +121,12 @@ def _train_here(job: TrainJob, cpus: int, poster: Poster) -> None:
 
     torch.set_num_threads(cpus)
     ds.prepare_environment(torch.cuda.is_available())
-    import deepspeed
-
     context = ray.train.get_context()
     os.environ["LOCAL_RANK"] = str(context.get_local_rank())
     device = "cpu"
     if torch.cuda.is_available():
         device = str(ray.train.torch.get_device())
-    deepspeed.init_distributed(verbose=False)
+    ds.join_workers()
     config = job.deepspeed
     loading = ds.partitioned_loading(config, job.training)
     student, tokenizer = build_student(job, device, half_adapter=True, loading=loading)

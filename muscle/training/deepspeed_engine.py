@@ -147,6 +147,13 @@ class DeepSpeedEngine:
             return {n: p.detach().cpu().clone() for n, p in self.parameters.items()}
 
 
+def join_workers() -> None:
+    """Let DeepSpeed take over the process group that torch.distributed has."""
+    import deepspeed
+
+    deepspeed.init_distributed(verbose=False)
+
+
 def parameter_shape(parameter: Any) -> torch.Size:
     """The whole shape of a parameter, partitioned (ZeRO-3) or not."""
     return parameter.ds_shape if hasattr(parameter, "ds_shape") else parameter.shape

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from pydantic import BaseModel
+
 from muscle.config import AdapterConfig, CompatibilityConfig, TrainingConfig, VersionConfig
 
 
@@ -52,7 +54,7 @@ class TrainJob:
     @staticmethod
     def from_json(value: dict[str, Any]) -> "TrainJob":
         """The inverse of `to_json`."""
-        kinds = {
+        kinds: dict[str, type[BaseModel]] = {
             "base": VersionConfig,
             "adapter": AdapterConfig,
             "old": VersionConfig,

@@ -123,7 +123,7 @@ def build_student(
     tokenizer = load_tokenizer(job.base.model, job.base.revision)
     with loading or nullcontext(False) as partitioned:
         place = None if partitioned else device
-        model = load_base(job.base.model, job.base.revision, job.training.dtype, place)
+        model: Any = load_base(job.base.model, job.base.revision, job.training.dtype, place)
     if not partitioned:  # partitions can't run before the engine has them
         check_structure(model)
     fp32 = not half_adapter
@@ -148,7 +148,7 @@ def _old_teacher(old: VersionConfig | None, tokenizer: Any, dtype: str, device: 
     reason = same_tokenizer(load_tokenizer(old.model, old.revision), tokenizer)
     if reason is not None:
         raise UserError(different_tokenizers(reason))
-    model = load_base(old.model, old.revision, dtype, device)
+    model: Any = load_base(old.model, old.revision, dtype, device)
     model = attach_adapter(model, fetch(old.adapter), TEACHER)
     model.requires_grad_(False)
     return model.eval()

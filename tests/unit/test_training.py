@@ -312,7 +312,7 @@ def test_two_tokenizers_are_refused_for_token_distillation(
 ) -> None:
     one = compat(tiny_models, trained, examples, tmp_path)
     other = VersionConfig(model=tiny_models["other"], adapter=trained["old"])
-    with pytest.raises(UserError, match="different tokenizers.*ce_weight: 1"):
+    with pytest.raises(UserError, match=r"different tokenizers.*ce_weight: 1"):
         train_alone(dataclasses.replace(one, old=other), silent, "cpu")
 
 

@@ -1,0 +1,20 @@
+"""`muscle run` as a cluster job: `ray job submit --working-dir . -- python jobs/run.py FILE`.
+
+Takes the same arguments as `muscle run`; the cluster it runs on is the one it uses.
+"""
+
+import sys
+
+
+def main() -> None:
+    """Hand the arguments to the command line, with the job's own cluster as address."""
+    from muscle.cli import main as command
+
+    arguments = sys.argv[1:]
+    if not any(a.startswith("--address") for a in arguments):
+        arguments = ["--address", "auto", *arguments]
+    command(["run", *arguments])
+
+
+if __name__ == "__main__":
+    main()

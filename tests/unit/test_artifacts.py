@@ -1,0 +1,145 @@
+"""Artifacts: whole or not there, found by key, one driver at a time."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from muscle import artifacts, storage
+from muscle.artifacts import Store, key_of
+from muscle.errors import UserError
+
+
+def put(store: Store, key: str, text: str = "hello") -> Path:
+    attempt = store.new_attempt("step", key)
+    storage.write_bytes(storage.join(attempt, "a.txt"), text.encode())
+    storage.write_bytes(storage.join(attempt, "sub", "b.txt"), b"b")
+    store.commit("step", key, attempt, {"why": 1}, {"n": 2})
+    return Path(attempt)
+
+
+def test_keys_are_of_content_not_of_order() -> None:
+    assert key_of({"a": 1, "b": [2, None]}) == key_of({"b": [2, None], "a": 1})
+    assert key_of({"a": 1}) != key_of({"a": 1.5})
+    with pytest.raises(ValueError):
+        key_of({"a": float("nan")})
+
+
+@pytest.mark.parametrize("root", ["local", "memory://store"])
+def test_found_again_with_its_notes(root: str, tmp_path: Path) -> None:
+    where = str(tmp_path / "store") if root == "local" else f"{root}-{os.getpid()}"
+    store = Store(where)
+    assert store.find("step", "k") is None
+    attempt = store.new_attempt("step", "k")
+    storage.write_bytes(storage.join(attempt, "a.txt"), b"hello")
+    store.commit("step", "k", attempt, {}, {"n": 2})
+    found = Store(where).find("step", "k")
+    assert found is not None and found.notes == {"n": 2}
+    fs, inside = storage.filesystem(found.file("a.txt"))
+    assert fs.cat_file(inside) == b"hello"
+
+
+def test_no_manifest_is_no_artifact(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    attempt = store.new_attempt("step", "k")
+    storage.write_bytes(storage.join(attempt, "a.txt"), b"half")
+    assert store.find("step", "k") is None
+
+
+@pytest.mark.parametrize("harm", ["alter", "cut", "delete", "manifest"])
+def test_altered_or_half_written_is_redone(harm: str, tmp_path: Path) -> None:
+    attempt = put(Store(str(tmp_path)), "k")
+    file = attempt / "sub" / "b.txt"
+    if harm == "alter":
+        file.write_bytes(b"c")
+    elif harm == "cut":
+        file.write_bytes(b"")
+    elif harm == "delete":
+        file.unlink()
+    else:
+        manifest = tmp_path / "step" / "k" / "manifest.json"
+        manifest.write_text(manifest.read_text()[:20])
+    store = Store(str(tmp_path))
+    assert store.find("step", "k") is None
+    again = put(store, "k")
+    assert Store(str(tmp_path)).find("step", "k") is not None
+    assert not attempt.exists() and again.exists()  # the loser is dropped
+
+
+def test_a_moved_store_is_still_whole(tmp_path: Path) -> None:
+    put(Store(str(tmp_path / "here")), "k")
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert Store(str(tmp_path / "there")).find("step", "k") is not None
+
+
+def test_a_lease_keeps_the_second_driver_waiting(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    order: list[str] = []
+    told = threading.Event()
+
+    def second() -> None:
+        with Store(str(tmp_path)).lease("step", "k", lambda holder: told.set()):
+            order.append("second")
+
+    with store.lease("step", "k"):
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert told.wait(10)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+    assert not (tmp_path / "step" / "k" / "lease.json").exists()
+
+
+def test_a_dead_drivers_lease_is_taken_at_once(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from muscle.artifacts import Store\n"
+        f"lease = Store({str(tmp_path)!r}).lease('step', 'k'); lease.__enter__(); os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=False)
+    assert (tmp_path / "step" / "k" / "lease.json").exists()
+    began = time.monotonic()
+    with Store(str(tmp_path)).lease("step", "k"):
+        assert time.monotonic() - began < artifacts.LEASE_SECONDS / 4
+
+
+def test_a_foreign_lease_that_expired_is_taken(tmp_path: Path) -> None:
+    lease = tmp_path / "step" / "k" / "lease.json"
+    lease.parent.mkdir(parents=True)
+    old = {"host": "elsewhere", "pid": 1, "token": "x"}
+    lease.write_text(json.dumps({**old, "renewed": time.time() - artifacts.LEASE_SECONDS - 1}))
+    with Store(str(tmp_path)).lease("step", "k"):
+        assert json.loads(lease.read_text())["token"] != "x"
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match=r"no space left.*run again"):
+        storage.write_bytes(str(tmp_path / "a" / "b.json"), b"{}")
+    assert list((tmp_path / "a").iterdir()) == []
+
+
+def test_unknown_store_is_one_line() -> None:
+    with pytest.raises(UserError, match="can't be opened"):
+        Store("nostore://bucket").find("step", "k")
+
+
+def test_remote_folders_are_fetched(tmp_path: Path) -> None:
+    import fsspec
+
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file(f"/remote-{os.getpid()}/x/a.txt", b"hello")
+    local = Path(storage.fetch(f"memory://remote-{os.getpid()}/x"))
+    assert (local / "a.txt").read_bytes() == b"hello"
+    assert storage.fetch(str(tmp_path)) == str(tmp_path)

@@ -1,0 +1,121 @@
+"""The command line: dry run, bad input in one line with exit code 2."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from muscle.cli import main
+
+
+@pytest.fixture
+def experiment(tiny_models: dict[str, str], tmp_path: Path) -> Path:
+    for name, size in (("train", 10), ("test", 6)):
+        rows = [{"q": f"{name} {i}", "a": ["red", "blue"][i % 2]} for i in range(size)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    file = tmp_path / "colours.yaml"
+    settings = {
+        "name": "colours",
+        "task": {
+            "name": "colours",
+            "train": "train.jsonl",
+            "test": "test.jsonl",
+            "prompt": "{{q}} is",
+            "choices": ["red", "blue"],
+            "target": "a",
+        },
+        "old": {"model": tiny_models["old"]},
+        "new": {"model": tiny_models["new"]},
+        "training": {"dtype": "float32"},
+    }
+    file.write_text(yaml.safe_dump(settings))
+    return file
+
+
+def fails(arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> str:
+    """Run a command that must end with exit code 2 and one line; returns the line."""
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, "--output", str(tmp_path / "out")])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("muscle: ") and "\n" not in error, error
+    assert not (tmp_path / "out").exists()
+    return error
+
+
+BAD = {
+    "unknown key": (["--set", "training.epoch=3"], "did you mean 'epochs'"),
+    "unknown mask": (["--set", "compatibility.mask=student"], "student-wrong"),
+    "unknown task": (["--set", "task={name: pqia}"], "piqa"),
+    "unknown stage": (["--set", "resources.deepspeed=zero9"], "zero2"),
+    "missing model": (["--set", "old.model=./nowhere"], "nowhere"),
+    "missing data": (["--set", "task.test=nowhere.jsonl"], "nowhere.jsonl"),
+    "no training split": (["--set", "task.train=null"], "train"),
+    "empty choices": (["--set", "task.choices=[]"], "choices"),
+    "wrong metric": (["--set", "task.metric=rouge1"], "rouge1"),
+    "malformed --set": (["--set", "training.epochs"], "key.sub=value"),
+    "wrong type": (["--set", "training.epochs=many"], "training.epochs"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line(
+    case: str, experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extra, expected = BAD[case]
+    assert expected in fails(["run", str(experiment), *extra], capsys, tmp_path)
+
+
+def test_an_empty_split_is_named(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "test.jsonl").write_text("")
+    assert "test.jsonl" in fails(["run", str(experiment)], capsys, tmp_path)
+
+
+def test_a_missing_experiment_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "nowhere.yaml" in fails(["run", "nowhere.yaml"], capsys, tmp_path)
+
+
+def test_two_tokenizers(
+    experiment: Path,
+    tiny_models: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    extra = ["--set", f"old.model={tiny_models['other']}"]
+    assert "ce_weight: 1" in fails(["run", str(experiment), *extra], capsys, tmp_path)
+
+
+def test_dry_run_prints_settings_and_steps_and_writes_nothing(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        arguments = ["--dry-run", "--output", str(tmp_path / "out"), "--set", "training.epochs=2"]
+        main(["run", str(experiment), *arguments])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert "epochs: 2" in text and "train compat" in text and "evaluate old" in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unreachable_cluster_is_one_line(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = fails(["run", str(experiment), "--address", "127.0.0.1:1"], capsys, tmp_path)
+    assert error.startswith("muscle: Ray cluster '127.0.0.1:1' can't be reached")
+
+
+def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "nowhere.yaml", "--debug"])
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--version"], ["--help"], ["run", "--help"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 0
+    assert "0.1.0" in capsys.readouterr().out

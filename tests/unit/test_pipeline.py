@@ -1,0 +1,288 @@
+"""The pipeline in one process (no Ray): what runs, what is reused, what is refused."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from muscle.alone import Alone
+from muscle.config import Experiment
+from muscle.errors import UserError
+from muscle.evaluation.job import EvaluateJob
+from muscle.pipeline import Pipeline, claim_output
+from muscle.plan import make_plan
+from muscle.tables import read_predictions
+from muscle.training.job import OnProgress, Progress, TrainJob
+
+COLOURS = ["red", "blue", "green"]
+
+
+def silent(progress: Progress) -> None:
+    pass
+
+
+class Counting(Alone):
+    """Runs here, and remembers what it ran."""
+
+    def __init__(self) -> None:
+        super().__init__("cpu")
+        self.ran: list[str] = []
+
+    def train(self, jobs: Sequence[TrainJob], on_progress: OnProgress) -> None:
+        super().train(jobs, on_progress)
+        self.ran += [job.title for job in jobs]
+
+    def evaluate(self, job: EvaluateJob, on_progress: OnProgress) -> None:
+        super().evaluate(job, on_progress)
+        self.ran.append(f"evaluate {len(job.outputs)}")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    for name, size, start in (("train", 20, 0), ("test", 12, 100)):
+        rows = [{"q": f"thing {start + i}", "a": COLOURS[i % 3]} for i in range(size)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return folder
+
+
+def settings(models: dict[str, str], data: Path) -> dict[str, Any]:
+    return {
+        "name": "colours",
+        "task": {
+            "name": "colours",
+            "train": str(data / "train.jsonl"),
+            "test": str(data / "test.jsonl"),
+            "prompt": "{{q}} is",
+            "choices": COLOURS,
+            "target": "a",
+        },
+        "old": {"model": models["old"]},
+        "new": {"model": models["new"]},
+        "adapter": {"r": 2, "alpha": 4},
+        "training": {
+            "learning_rate": 1e-2,
+            "warmup_steps": 1,
+            "epochs": 1,
+            "accumulation": 1,
+            "dtype": "float32",
+        },
+    }
+
+
+def make(base: dict[str, Any], **changes: Any) -> Experiment:
+    return Experiment.model_validate({**base, **changes})
+
+
+def run(experiment: Experiment, output: Path, launcher: Alone | None = None) -> dict[str, Any]:
+    pipeline = Pipeline(make_plan(experiment), str(output), launcher or Alone("cpu"), silent)
+    return pipeline.run().report
+
+
+@pytest.fixture(scope="module")
+def base(tiny_models: dict[str, str], data: Path) -> dict[str, Any]:
+    return settings(tiny_models, data)
+
+
+@pytest.fixture(scope="module")
+def finished(base: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run's output folder; tests copy it before they change anything."""
+    output = tmp_path_factory.mktemp("finished") / "out"
+    run(make(base), output)
+    return output
+
+
+def test_one_update_leaves_everything_it_should(finished: Path) -> None:
+    report = json.loads((finished / "report.json").read_text())
+    task = report["tasks"]["colours"]
+    assert task["n"] == 12 and task["unscored"] == 0 and task["metric"] == "acc"
+    assert set(task["pairs"]) == {"old->new", "old->compat", "new->compat"}
+    assert (finished / "report.md").exists()
+    for version in ("old", "new", "compat"):
+        rows = read_predictions(finished / version / "colours.parquet")
+        assert len(rows) == 12
+        score = sum(r.score or 0 for r in rows) / 12
+        assert task["versions"][version]["score"] == pytest.approx(score)
+        assert (finished / version / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_running_again_does_nothing(base: dict[str, Any], finished: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(finished, output)
+    before = (output / "report.json").read_bytes()
+    launcher = Counting()
+    run(make(base), output, launcher)
+    assert launcher.ran == []
+    assert (output / "report.json").read_bytes() == before
+
+
+def test_resources_names_and_paths_change_no_key(
+    base: dict[str, Any], tiny_models: dict[str, str], tmp_path: Path
+) -> None:
+    plan = make_plan(make(base))
+    shutil.copytree(tiny_models["new"], tmp_path / "moved")
+    other = make(
+        base,
+        name="renamed",
+        new={"model": str(tmp_path / "moved")},
+        resources={"workers": 2, "deepspeed": "zero3", "scoring_tokens": 64},
+        storage="elsewhere",
+    )
+    assert [s.key for s in make_plan(other).steps()] == [s.key for s in plan.steps()]
+
+
+@pytest.mark.parametrize(
+    ("change", "changed"),
+    [
+        ({"compatibility": {"mask": "old-right"}}, {"train compat", "evaluate compat"}),
+        ({"compatibility": {"epochs": 3}}, {"train compat", "evaluate compat"}),
+        ({"evaluation": {"limit": 5}}, {"evaluation requests", "evaluate *"}),
+        ({"evaluation": {"dtype": "bfloat16"}}, {"evaluate *"}),
+        ({"data_seed": 1}, {"training examples", "train *", "evaluate *"}),
+        ({"seeds": [7]}, {"train *", "evaluate *"}),
+        ({"adapter": {"r": 3, "alpha": 4}}, {"train *", "evaluate *"}),
+    ],
+)
+def test_a_key_changes_exactly_when_its_numbers_do(
+    change: dict[str, Any], changed: set[str], base: dict[str, Any]
+) -> None:
+    before = {s.label: s.key for s in make_plan(make(base)).steps()}
+    after = {s.label: s.key for s in make_plan(make(base, **change)).steps()}
+    assert before.keys() == after.keys()
+    for label in before:
+        expected = label in changed or f"{label.split()[0]} *" in changed
+        assert (before[label] != after[label]) == expected, label
+
+
+def test_the_ce_control_ignores_what_it_does_not_use(base: dict[str, Any]) -> None:
+    keys = {
+        mask: make_plan(make(base, compatibility={"ce_weight": 1.0, "mask": mask})).steps()[-1].key
+        for mask in ("student-wrong", "old-right")
+    }
+    assert len(set(keys.values())) == 1
+
+
+def test_shared_storage_trains_task_adapters_once(
+    base: dict[str, Any], finished: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(finished / "artifacts", store)
+    launcher = Counting()
+    masked = make(base, storage=str(store), compatibility={"mask": "always-old"})
+    run(masked, tmp_path / "out", launcher)
+    assert launcher.ran == ["train compat", "evaluate 1"]
+
+
+def test_an_altered_artifact_is_redone_and_nothing_else(
+    base: dict[str, Any], finished: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(finished, output)
+    before = json.loads((output / "report.json").read_text())
+    step = next(s for s in make_plan(make(base)).steps() if s.label == "evaluate new")
+    file = next((output / "artifacts" / step.kind / step.key).glob("attempt-*/*.parquet"))
+    file.write_bytes(file.read_bytes()[:-1])
+    launcher = Counting()
+    assert run(make(base), output, launcher) == before
+    assert launcher.ran == ["evaluate 1"]
+
+
+def test_given_adapters_skip_their_training(
+    base: dict[str, Any], finished: Path, tiny_models: dict[str, str], tmp_path: Path
+) -> None:
+    experiment = make(
+        base,
+        old={"model": tiny_models["old"], "adapter": str(finished / "old" / "adapter")},
+        new={"model": tiny_models["new"], "adapter": str(finished / "new" / "adapter")},
+    )
+    launcher = Counting()
+    report = run(experiment, tmp_path / "out", launcher)
+    assert launcher.ran == ["train compat", "evaluate 3"]
+    expected = json.loads((finished / "report.json").read_text())["tasks"]
+    assert report["tasks"] == expected  # the same adapters, so the same compat and flips
+
+
+def test_null_test_has_no_flips_against_new(base: dict[str, Any], tmp_path: Path) -> None:
+    report = run(make(base, compatibility={"mask": "never-old"}), tmp_path / "out")
+    pairs = report["tasks"]["colours"]["pairs"]
+    assert pairs["new->compat"]["nfr"] == 0 and pairs["new->compat"]["pfr"] == 0
+    assert report["tasks"]["colours"]["reduction"]["nfr"] == 0
+
+
+def test_several_seeds_train_all_three_and_compat_seeds_only_the_last(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
+    launcher = Counting()
+    report = run(make(base, seeds=[0, 1]), tmp_path / "a", launcher)
+    assert set(report["tasks"]["colours"]["by_seed"]) == {"0", "1"}
+    assert sorted(launcher.ran) == sorted(
+        [f"train {v} (seed {s})" for v in ("old", "new", "compat") for s in (0, 1)] + ["evaluate 6"]
+    )
+    assert (tmp_path / "a" / "seed-1" / "compat" / "colours.parquet").exists()
+    launcher = Counting()
+    storage = str(tmp_path / "a" / "artifacts")
+    run(make(base, compat_seeds=[0, 1, 2], storage=storage), tmp_path / "b", launcher)
+    # compat seeds 0 and task seed 0 are there already
+    assert sorted(launcher.ran) == ["evaluate 2", "train compat (seed 1)", "train compat (seed 2)"]
+
+
+# --- refused --------------------------------------------------------------------------
+
+
+def test_an_output_folder_belongs_to_one_experiment(
+    base: dict[str, Any], finished: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(finished, output)
+    before = (output / "report.json").read_bytes()
+    with pytest.raises(UserError, match=r"another experiment \(training.epochs is 1 there and 2"):
+        claim_output(make(base, training={**base["training"], "epochs": 2}), str(output))
+    assert (output / "report.json").read_bytes() == before
+    claim_output(make(base, resources={"workers": 3}), str(output))  # resources may change
+
+
+def test_different_tokenizers_are_refused_early_but_labels_still_train(
+    base: dict[str, Any], tiny_models: dict[str, str], tmp_path: Path
+) -> None:
+    other = {"old": {"model": tiny_models["other"]}}
+    with pytest.raises(UserError, match=r"different tokenizers.*ce_weight: 1"):
+        make_plan(make(base, **other))
+    report = run(make(base, **other, compatibility={"ce_weight": 1.0}), tmp_path / "out")
+    assert report["tasks"]["colours"]["n"] == 12
+
+
+def test_an_adapter_for_another_base_is_refused(
+    base: dict[str, Any], finished: Path, tiny_models: dict[str, str]
+) -> None:
+    wrong = {"model": tiny_models["old"], "adapter": str(finished / "new" / "adapter")}
+    with pytest.raises(UserError, match="another base"):
+        make_plan(make(base, old=wrong))
+
+
+def test_a_missing_model_directory_is_named(base: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere"):
+        make_plan(make(base, old={"model": str(tmp_path / "nowhere")}))
+
+
+def test_what_stopped_a_training_loses_nothing(
+    base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NaN in compat: one line, task adapters stay, mended settings go on from there."""
+
+    class Diverging(Counting):
+        def train(self, jobs: Sequence[TrainJob], on_progress: OnProgress) -> None:
+            if jobs[0].role == "compat":
+                raise UserError("training compat: the loss is nan")
+            super().train(jobs, on_progress)
+
+    launcher = Diverging()
+    with pytest.raises(UserError, match="loss is nan"):
+        run(make(base), tmp_path / "out", launcher)
+    assert launcher.ran == ["train old", "train new"]
+    assert not (tmp_path / "out" / "report.json").exists()
+    again = Counting()
+    run(make(base), tmp_path / "out", again)
+    assert again.ran == ["train compat", "evaluate 3"]
