@@ -62,9 +62,9 @@ class TaskConfig(Part):
     prompt: str | None = None
     target: str | None = None
     choices: list[str] | str | None = None
-    until: list[str] = ["\n"]
-    max_gen_toks: Positive | None = None
+    until: list[str] | None = None  # where a generated answer ends; default: a line break
     # both
+    max_gen_toks: Positive | None = None
     metric: str | None = None
     filter: str | None = None
 
@@ -89,6 +89,8 @@ class TaskConfig(Part):
         if isinstance(self.choices, list) and len(self.choices) < 2:
             raise ValueError("'choices' needs at least two choices")
         if not own:
+            if self.until is not None:
+                raise ValueError("'until' is for own files; a harness task brings its own")
             return self
         missing = [k for k in ("test", "prompt") if not getattr(self, k)]
         if missing:

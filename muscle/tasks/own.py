@@ -61,7 +61,7 @@ def _check_settings(config: TaskConfig) -> None:
             f"setting 'task.metric' is '{config.metric}': a task of own files with {kind} is "
             f"judged by {' or '.join(allowed)}"
         )
-    if "" in config.until:
+    if "" in (config.until or []):
         raise UserError("setting 'task.until': an empty stop string would stop every answer")
 
 
@@ -81,7 +81,7 @@ def _text_settings(config: TaskConfig) -> dict[str, Any]:
         "output_type": "generate_until",
         "doc_to_target": "answer",
         "generation_kwargs": {
-            "until": list(config.until),
+            "until": config.until or ["\n"],
             "max_gen_toks": config.max_gen_toks or DEFAULT_MAX_GEN_TOKS,
             "do_sample": False,
             "temperature": 0.0,

@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 from pydantic import ValidationError
 
-from muscle.config import Experiment, MaskName
+from muscle.config import Experiment, MaskName, TaskConfig
 from muscle.errors import UserError
 from muscle.experiment import load_experiment
 
@@ -348,3 +348,8 @@ def test_the_last_set_wins_and_values_may_hold_equals(load: Load) -> None:
 )
 def test_set_refused(refuse: Refuse, override: str, expected: str) -> None:
     assert expected in refuse(MINIMAL, override)
+
+
+def test_stop_strings_are_for_own_files() -> None:
+    with pytest.raises(ValueError, match="'until' is for own files"):
+        TaskConfig(name="piqa", until=["\n\n"])

@@ -1,0 +1,115 @@
+"""`muscle run` on the testbed, as a user runs it: killed twice, it ends with the same report."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from muscle.tables import read_predictions
+
+pytestmark = pytest.mark.slow
+
+EXPERIMENT = {
+    "name": "killed",
+    "task": "testbed_choice",
+    "old": {"model": "testbed:v1"},
+    "new": {"model": "testbed:v2"},
+    "adapter": {"r": 4, "alpha": 8},
+    "training": {
+        "learning_rate": 2e-3,
+        "warmup_steps": 5,
+        "epochs": 3,
+        "batch_size": 8,
+        "accumulation": 1,
+        "dtype": "float32",
+        "limit": 150,
+    },
+    "evaluation": {"limit": 300},
+}
+
+
+def command(file: Path, output: Path) -> list[str]:
+    return [sys.executable, "-m", "muscle.cli", "run", str(file), "--output", str(output)]
+
+
+def run(file: Path, output: Path) -> str:
+    """A whole run; returns what it printed."""
+    result = subprocess.run(
+        command(file, output), capture_output=True, text=True, check=False, timeout=500
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def kill_when(ready: Callable[[], bool], file: Path, output: Path) -> None:
+    """Start a run and kill it, with all of its processes, once `ready`."""
+    process = subprocess.Popen(
+        command(file, output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 400
+    while not ready():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    tree = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for one in reversed(tree):
+        try:
+            os.kill(one.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("experiment") / "killed.yaml"
+    path.write_text(yaml.safe_dump(EXPERIMENT))
+    return path
+
+
+def test_killed_in_training_and_in_evaluation_gives_the_same_report(
+    file: Path, tmp_path: Path
+) -> None:
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    printed = run(file, undisturbed)
+    for word in ("NFR", "relative NFR", "report.json", "compat"):
+        assert word in printed
+
+    artifacts = killed / "artifacts"
+
+    def in_training() -> bool:
+        return any(artifacts.glob("task-adapter/*/checkpoints/latest.json"))
+
+    def in_evaluation() -> bool:
+        return any(artifacts.glob("predictions/*/lease.json"))
+
+    kill_when(in_training, file, killed)
+    assert not any(artifacts.glob("compat-adapter/*/manifest.json"))
+    kill_when(in_evaluation, file, killed)
+    adapters = {p: p.stat().st_mtime_ns for p in artifacts.glob("*-adapter/*/manifest.json")}
+    assert len(adapters) == 3  # trained before the second kill, and never again
+    run(file, killed)
+    assert {p: p.stat().st_mtime_ns for p in adapters} == adapters
+    assert (killed / "report.json").read_bytes() == (undisturbed / "report.json").read_bytes()
+    assert (killed / "report.md").read_bytes() == (undisturbed / "report.md").read_bytes()
+
+
+def test_exact_match_and_rouge_tasks_run_too(tmp_path: Path) -> None:
+    """Generation end to end on Ray, for the testbed's two other tasks."""
+    for task, metric in (("testbed_arithmetic", "exact_match"), ("testbed_summary", "rouge1")):
+        settings = {**EXPERIMENT, "name": task, "task": task, "evaluation": {"limit": 60}}
+        path = tmp_path / f"{task}.yaml"
+        path.write_text(yaml.safe_dump(settings))
+        run(path, tmp_path / task)
+        report = json.loads((tmp_path / task / "report.json").read_text())["tasks"][task]
+        assert report["metric"] == metric and report["n"] == 60
+        rows = read_predictions(tmp_path / task / "compat" / f"{task}.parquet")
+        assert all(r.prediction is not None and r.error is None for r in rows)
