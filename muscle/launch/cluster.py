@@ -28,24 +28,26 @@ def connect(address: str | None = None, verbose: bool = False) -> None:
     Raises:
         UserError: the cluster can't be reached.
     """
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    if address is None:
+        # Read at Ray's import. Its servers listen on all interfaces otherwise: this makes
+        # a node of this machine alone, on every system, whose address is the loopback's.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
     if ray.is_initialized():
         return
-    address = address or os.environ.get("RAY_ADDRESS") or None
     level = logging.INFO if verbose else logging.ERROR
     common: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if address is None:
             cpus = 2 * (os.cpu_count() or 1) + 2
-            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
             ray.init(
                 address="local",
                 num_cpus=cpus,
                 include_dashboard=False,
                 object_store_memory=500 * 2**20,
-                _node_ip_address="127.0.0.1",
                 **common,
             )
         else:
