@@ -54,7 +54,7 @@ check: lint
 	$(BIN)/mypy
 
 testbed: install
-	$(BIN)/python jobs/pretrain_testbed.py
+	$(BIN)/python jobs/pretrain_testbed.py --output muscle/testbed/models
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -78,6 +78,9 @@ class Pipeline:
             UserError: whatever a user can mend; what was finished stays finished.
         """
         claim_output(self.experiment, self.output)
+        for step in self.plan.steps():
+            if self.store.find(step.kind, step.key) is not None:
+                self.on_progress(Progress(step.label, 1, 1, "artifact", "reused"))
         self._once(self.plan.examples, self._write_examples)
         self._once(self.plan.queries, self._write_queries)
         task_adapters = [s for s in self.plan.steps() if s.kind == "task-adapter"]

@@ -4,6 +4,7 @@ A key holds exactly what changes the artifact's numbers (by fingerprint, never b
 path); bump a recipe version when the code changes them.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -110,7 +111,7 @@ def _base(version: VersionConfig, name: str) -> Base:
     ref = resolve_model(version.model)
     fingerprint = fingerprint_base(version.model, version.revision)
     # A hub model's fingerprint is its commit: workers load exactly that.
-    revision = fingerprint if ref == version.model and "/" in ref[1:] and ref[0] != "/" else None
+    revision = None if os.path.isdir(ref) else fingerprint
     config = VersionConfig(model=ref, revision=revision, adapter=version.adapter)
     if version.adapter is None:
         return Base(config, fingerprint, None)
