@@ -11,9 +11,15 @@ os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from muscle.training.job import TrainJob
 
 TEXTS = [
     "the cat sat on the mat and looked at the dog",
@@ -82,3 +88,94 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "new": make_model(root / "new", 32, 2),
         "other": make_model(root / "other", 32, 3, vocabulary=280),
     }
+
+
+WORDS = ["red", "blue", "green", "one", "two", "seven"]
+
+
+@pytest.fixture(scope="session")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with 20 training and 4 validation examples of ragged lengths."""
+    from muscle.tables import write_examples
+    from muscle.types import TrainingExample
+
+    folder = tmp_path_factory.mktemp("examples")
+    rows = [
+        TrainingExample(str(i), f"item {'x' * (i % 5)} {i}:", f" {WORDS[i % len(WORDS)]}")
+        for i in range(24)
+    ]
+    write_examples(folder / "train.parquet", rows[:20])
+    write_examples(folder / "validation.parquet", rows[20:])
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def make_job(tiny_models: dict[str, str], examples: str) -> Callable[..., "TrainJob"]:
+    """`make_job(folder, role="new", **changes)`: a short training on a tiny model."""
+    from muscle.config import AdapterConfig, TrainingConfig, VersionConfig
+    from muscle.training.job import TrainJob
+    from muscle.training.settings import read_deepspeed
+
+    def make(folder: Path, role: str = "new", **changes: Any) -> TrainJob:
+        job = TrainJob(
+            role=role,  # type: ignore[arg-type]
+            title=f"train {role}",
+            base=VersionConfig(model=tiny_models["old" if role == "old" else "new"]),
+            base_fingerprint="f",
+            adapter=AdapterConfig(r=4, alpha=8),
+            start=None,
+            old=None,
+            loss=None,
+            training=TrainingConfig(
+                learning_rate=5e-3,
+                warmup_steps=2,
+                epochs=2,
+                batch_size=2,
+                accumulation=2,
+                dtype="float32",
+            ),
+            deepspeed=read_deepspeed("zero2"),
+            gradient_checkpointing=False,
+            training_tokens=64,
+            examples=examples,
+            seed=0,
+            output=str(folder / "out"),
+            checkpoints=str(folder / "checkpoints"),
+        )
+        return dataclasses.replace(job, **changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained(
+    make_job: Callable[..., "TrainJob"], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    """Task adapters of the old and the new tiny model: version -> directory."""
+    from muscle.training.loop import train_alone
+
+    result = {}
+    for role in ("old", "new"):
+        folder = tmp_path_factory.mktemp(role)
+        train_alone(make_job(folder, role), lambda progress: None, "cpu")
+        result[role] = str(folder / "out")
+    return result
+
+
+@pytest.fixture(scope="session")
+def make_compat(
+    make_job: Callable[..., "TrainJob"], tiny_models: dict[str, str], trained: dict[str, str]
+) -> Callable[..., "TrainJob"]:
+    """`make_compat(folder, **loss)`: the compatibility adapter's job on the trained ones."""
+    from muscle.config import CompatibilityConfig, VersionConfig
+
+    def make(folder: Path, **loss: Any) -> "TrainJob":
+        return make_job(
+            folder,
+            "compat",
+            start=trained["new"],
+            old=VersionConfig(model=tiny_models["old"], adapter=trained["old"]),
+            loss=CompatibilityConfig(**loss),
+        )
+
+    return make

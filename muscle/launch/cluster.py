@@ -38,6 +38,8 @@ def connect(address: str | None = None, verbose: bool = False) -> None:
     if ray.is_initialized():
         return
     level = logging.INFO if verbose else logging.ERROR
+    if not verbose:  # what Ray's C++ core prints into the terminal; its log files keep it
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     common: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -83,8 +85,11 @@ def quiet_libraries(verbose: bool) -> None:
     """Leave the terminal to our own progress display."""
     if verbose:
         return
-    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    import ray.data
+    import ray.train
+
+    for library in (ray, ray.data, ray.train):  # they set their loggers up at import
+        logging.getLogger(library.__name__).setLevel(logging.ERROR)
 
 
 def is_local() -> bool:

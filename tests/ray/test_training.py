@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -13,22 +14,16 @@ import torch
 from safetensors.torch import load_file
 
 from muscle.config import (
-    AdapterConfig,
-    CompatibilityConfig,
     ResourcesConfig,
-    TrainingConfig,
-    VersionConfig,
 )
 from muscle.errors import UserError
-from muscle.tables import write_examples
 from muscle.training.job import Progress, TrainJob
 from muscle.training.loop import train_alone
 from muscle.training.settings import read_deepspeed
-from muscle.types import TrainingExample
 
 pytestmark = pytest.mark.slow
 
-WORDS = ["red", "blue", "green", "one", "two", "seven"]
+MakeJob = Callable[..., TrainJob]
 
 
 def silent(progress: Progress) -> None:
@@ -36,62 +31,9 @@ def silent(progress: Progress) -> None:
 
 
 @pytest.fixture(scope="module")
-def examples(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("examples")
-    rows = [
-        TrainingExample(str(i), f"item {'x' * (i % 5)} {i}:", f" {WORDS[i % len(WORDS)]}")
-        for i in range(24)
-    ]
-    write_examples(folder / "train.parquet", rows[:20])
-    write_examples(folder / "validation.parquet", rows[20:])
-    return str(folder)
-
-
-def task_job(models: dict[str, str], examples: str, folder: Path, role: str = "new") -> TrainJob:
-    return TrainJob(
-        role=role,  # type: ignore[arg-type]
-        title=f"train {role}",
-        base=VersionConfig(model=models[role]),
-        base_fingerprint="f",
-        adapter=AdapterConfig(r=4, alpha=8),
-        start=None,
-        old=None,
-        loss=None,
-        training=TrainingConfig(
-            learning_rate=3e-3,
-            warmup_steps=2,
-            epochs=2,
-            batch_size=4,
-            dtype="float32",
-            accumulation=2,
-        ),
-        deepspeed=read_deepspeed("zero2"),
-        gradient_checkpointing=False,
-        training_tokens=64,
-        examples=examples,
-        seed=0,
-        output=str(folder / "out"),
-        checkpoints=str(folder / "checkpoints"),
-    )
-
-
-@pytest.fixture(scope="module")
-def compat(
-    tiny_models: dict[str, str], examples: str, tmp_path_factory: pytest.TempPathFactory
-) -> TrainJob:
-    """A compatibility job on trained task adapters; every test replaces its folders."""
-    folders = {role: tmp_path_factory.mktemp(role) for role in ("old", "new")}
-    for role, folder in folders.items():
-        train_alone(task_job(tiny_models, examples, folder, role), silent, "cpu")
-    base = task_job(tiny_models, examples, folders["new"])
-    return dataclasses.replace(
-        base,
-        role="compat",
-        title="train compat",
-        start=str(folders["new"] / "out"),
-        old=VersionConfig(model=tiny_models["old"], adapter=str(folders["old"] / "out")),
-        loss=CompatibilityConfig(ce_weight=0.25),
-    )
+def compat(make_compat: MakeJob) -> TrainJob:
+    """A compatibility job with some cross-entropy; every test gives it its own folders."""
+    return make_compat(Path("nowhere"), ce_weight=0.25)
 
 
 @pytest.fixture(scope="module")
@@ -169,11 +111,11 @@ def test_a_killed_worker_changes_nothing(
 
 
 def test_two_trainings_side_by_side_report_their_progress(
-    tiny_models: dict[str, str], examples: str, tmp_path: Path, ray_local: None
+    make_job: MakeJob, tmp_path: Path, ray_local: None
 ) -> None:
     from muscle.launch.training import train_all
 
-    jobs = [task_job(tiny_models, examples, tmp_path / role, role) for role in ("old", "new")]
+    jobs = [make_job(tmp_path / role, role) for role in ("old", "new")]
     seen: dict[str, Progress] = {}
     train_all(jobs, ResourcesConfig(), lambda p: seen.update({p.stage: p}))
     assert {stage: p.done for stage, p in seen.items()} == {"train old": 40, "train new": 40}

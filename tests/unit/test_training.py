@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from muscle.config import AdapterConfig, CompatibilityConfig, TrainingConfig, VersionConfig
+from muscle.config import TrainingConfig, VersionConfig
 from muscle.errors import UserError
 from muscle.models.load import load_base, load_tokenizer
-from muscle.tables import write_examples
 from muscle.training import loop
 from muscle.training.checkpoint import load_state
 from muscle.training.data import collate, micro_batches, permutation, tokenise, updates
@@ -22,81 +22,15 @@ from muscle.training.schedule import learning_rate
 from muscle.training.student import build_student
 from muscle.types import TrainingExample
 
-TRAINING = TrainingConfig(
-    learning_rate=1e-2, warmup_steps=2, epochs=2, batch_size=2, accumulation=2, dtype="float32"
-)
-ADAPTER = AdapterConfig(r=4, alpha=8)
-WORDS = ["red", "blue", "green", "one", "two", "seven"]
+MakeJob = Callable[..., TrainJob]
 
 
 def silent(progress: Progress) -> None:
     pass
 
 
-@pytest.fixture(scope="module")
-def examples(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("examples")
-    rows = [
-        TrainingExample(str(i), f"item {'x' * (i % 5)} {i}:", f" {WORDS[i % len(WORDS)]}")
-        for i in range(14)
-    ]
-    write_examples(folder / "train.parquet", rows[:10])
-    write_examples(folder / "validation.parquet", rows[10:])
-    return str(folder)
-
-
-def job(models: dict[str, str], examples: str, folder: Path, **changes: object) -> TrainJob:
-    role = changes.get("role", "new")
-    base = TrainJob(
-        role="new",
-        title="train",
-        base=VersionConfig(model=models["old" if role == "old" else "new"]),
-        base_fingerprint="f",
-        adapter=ADAPTER,
-        start=None,
-        old=None,
-        loss=None,
-        training=TRAINING,
-        deepspeed={"zero_optimization": {"stage": 2}},
-        gradient_checkpointing=False,
-        training_tokens=64,
-        examples=examples,
-        seed=0,
-        output=str(folder / "out"),
-        checkpoints=str(folder / "checkpoints"),
-    )
-    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
-
-
-@pytest.fixture(scope="module")
-def trained(
-    tiny_models: dict[str, str], examples: str, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, str]:
-    """Task adapters of the old and the new tiny model."""
-    result = {}
-    for role in ("old", "new"):
-        folder = tmp_path_factory.mktemp(role)
-        train_alone(job(tiny_models, examples, folder, role=role), silent, "cpu")
-        result[role] = str(folder / "out")
-    return result
-
-
 def adapter(folder: str | Path) -> dict[str, torch.Tensor]:
     return load_file(Path(folder) / "adapter_model.safetensors")
-
-
-def compat(
-    models: dict[str, str], trained: dict[str, str], examples: str, folder: Path, **loss: object
-) -> TrainJob:
-    return job(
-        models,
-        examples,
-        folder,
-        role="compat",
-        start=trained["new"],
-        old=VersionConfig(model=models["old"], adapter=trained["old"]),
-        loss=CompatibilityConfig(**loss),  # type: ignore[arg-type]
-    )
 
 
 # --- data -----------------------------------------------------------------------------
@@ -178,25 +112,23 @@ def test_training_lowers_the_loss_and_keeps_the_best_epoch(trained: dict[str, st
     assert notes["best_epoch"] == best["epoch"]
 
 
-def test_one_update_is_the_mean_over_its_tokens(
-    tiny_models: dict[str, str], examples: str, tmp_path: Path
-) -> None:
+def test_one_update_is_the_mean_over_its_tokens(make_job: MakeJob, tmp_path: Path) -> None:
     """Micro-batch budgets change nothing but rounding."""
     outputs = []
     for tokens in (16, 10_000):
         folder = tmp_path / str(tokens)
-        train_alone(job(tiny_models, examples, folder, training_tokens=tokens), silent, "cpu")
+        train_alone(make_job(folder, training_tokens=tokens), silent, "cpu")
         outputs.append(adapter(folder / "out"))
     for name, tensor in outputs[0].items():
         torch.testing.assert_close(tensor, outputs[1][name], rtol=1e-3, atol=1e-5)
 
 
 def test_first_loss_is_transformers_own(
-    tiny_models: dict[str, str], examples: str, tmp_path: Path
+    tiny_models: dict[str, str], examples: str, make_job: MakeJob, tmp_path: Path
 ) -> None:
     from muscle.tables import read_examples
 
-    one = job(tiny_models, examples, tmp_path)
+    one = make_job(tmp_path)
     student, tokenizer = build_student(one, "cpu", half_adapter=False)
     data = tokenise(read_examples(f"{examples}/train.parquet"), tokenizer, 100, "all")
     batch = collate(data, range(5), pad=3)
@@ -211,18 +143,9 @@ def test_first_loss_is_transformers_own(
 
 @pytest.mark.parametrize("role", ["new", "compat"])
 def test_stopped_and_resumed_equals_undisturbed(
-    role: str,
-    tiny_models: dict[str, str],
-    trained: dict[str, str],
-    examples: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    role: str, make_job: MakeJob, make_compat: MakeJob, tmp_path: Path
 ) -> None:
-    def make(folder: Path) -> TrainJob:
-        if role == "new":
-            return job(tiny_models, examples, folder)
-        return compat(tiny_models, trained, examples, folder)
-
+    make = make_job if role == "new" else make_compat
     train_alone(make(tmp_path / "a"), silent, "cpu")
 
     class Killed(Exception):
@@ -243,27 +166,25 @@ def test_stopped_and_resumed_equals_undisturbed(
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_a_damaged_checkpoint_starts_afresh(
-    tiny_models: dict[str, str], examples: str, tmp_path: Path
-) -> None:
-    train_alone(job(tiny_models, examples, tmp_path), silent, "cpu")
+def test_a_damaged_checkpoint_starts_afresh(make_job: MakeJob, tmp_path: Path) -> None:
+    train_alone(make_job(tmp_path), silent, "cpu")
     state = next((tmp_path / "checkpoints").glob("epoch-*/state.safetensors"))
     state.write_bytes(state.read_bytes()[:-7])
     assert load_state(str(tmp_path / "checkpoints")).epoch == 0
 
 
 def test_null_test_never_old_does_not_move(
-    tiny_models: dict[str, str], trained: dict[str, str], examples: str, tmp_path: Path
+    trained: dict[str, str], make_compat: MakeJob, tmp_path: Path
 ) -> None:
-    train_alone(compat(tiny_models, trained, examples, tmp_path, mask="never-old"), silent, "cpu")
+    train_alone(make_compat(tmp_path, mask="never-old"), silent, "cpu")
     before, after = adapter(trained["new"]), adapter(tmp_path / "out")
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_compat_learns_from_old_and_keeps_the_teachers_frozen(
-    tiny_models: dict[str, str], trained: dict[str, str], examples: str, tmp_path: Path
+    trained: dict[str, str], make_compat: MakeJob, tmp_path: Path
 ) -> None:
-    one = compat(tiny_models, trained, examples, tmp_path, mask="always-old")
+    one = make_compat(tmp_path, mask="always-old")
     train_alone(one, silent, "cpu")
     curve = json.loads((tmp_path / "out" / "training.json").read_text())["curve"]
     assert curve[-1]["kl_old"] < curve[0]["kl_old"]
@@ -273,23 +194,21 @@ def test_compat_learns_from_old_and_keeps_the_teachers_frozen(
 
 
 def test_ce_control_is_the_task_adapter_trained_on(
-    tiny_models: dict[str, str], trained: dict[str, str], examples: str, tmp_path: Path
+    trained: dict[str, str], make_job: MakeJob, make_compat: MakeJob, tmp_path: Path
 ) -> None:
-    control = compat(tiny_models, trained, examples, tmp_path / "a", ce_weight=1.0)
+    control = make_compat(tmp_path / "a", ce_weight=1.0)
     train_alone(control, silent, "cpu")
-    plain = job(tiny_models, examples, tmp_path / "b", start=trained["new"])
+    plain = make_job(tmp_path / "b", start=trained["new"])
     train_alone(plain, silent, "cpu")
     a, b = adapter(tmp_path / "a" / "out"), adapter(tmp_path / "b" / "out")
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-6)
 
 
-def test_gradient_checkpointing_changes_nothing(
-    tiny_models: dict[str, str], trained: dict[str, str], examples: str, tmp_path: Path
-) -> None:
+def test_gradient_checkpointing_changes_nothing(make_compat: MakeJob, tmp_path: Path) -> None:
     results = []
     for flag in (False, True):
-        one = compat(tiny_models, trained, examples, tmp_path / str(flag))
+        one = make_compat(tmp_path / str(flag))
         train_alone(dataclasses.replace(one, gradient_checkpointing=flag), silent, "cpu")
         results.append(adapter(tmp_path / str(flag) / "out"))
     for name in results[0]:
@@ -297,27 +216,25 @@ def test_gradient_checkpointing_changes_nothing(
 
 
 def test_not_a_number_is_one_clear_line(
-    tiny_models: dict[str, str], examples: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "learning_rate", lambda *a: float("inf"))
     with pytest.raises(
         UserError, match=r"training new: the loss is nan.*lower training.learning_rate"
     ):
-        train_alone(job(tiny_models, examples, tmp_path), silent, "cpu")
+        train_alone(make_job(tmp_path), silent, "cpu")
     assert not (tmp_path / "out").exists()
 
 
 def test_two_tokenizers_are_refused_for_token_distillation(
-    tiny_models: dict[str, str], trained: dict[str, str], examples: str, tmp_path: Path
+    tiny_models: dict[str, str], trained: dict[str, str], make_compat: MakeJob, tmp_path: Path
 ) -> None:
-    one = compat(tiny_models, trained, examples, tmp_path)
+    one = make_compat(tmp_path)
     other = VersionConfig(model=tiny_models["other"], adapter=trained["old"])
     with pytest.raises(UserError, match=r"different tokenizers.*ce_weight: 1"):
         train_alone(dataclasses.replace(one, old=other), silent, "cpu")
 
 
-def test_a_job_survives_json(
-    tiny_models: dict[str, str], trained: dict[str, str], tmp_path: Path
-) -> None:
-    one = compat(tiny_models, trained, "examples", tmp_path)
+def test_a_job_survives_json(make_compat: MakeJob, tmp_path: Path) -> None:
+    one = make_compat(tmp_path)
     assert TrainJob.from_json(json.loads(json.dumps(one.to_json()))) == one
