@@ -3,7 +3,10 @@
 import logging
 import os
 import socket
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from muscle.errors import UserError
@@ -33,6 +36,9 @@ def connect(address: str | None = None, verbose: bool = False) -> None:
         # Read at Ray's import. Its servers listen on all interfaces otherwise: this makes
         # a node of this machine alone, on every system, whose address is the loopback's.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        # Inherited by all workers. Threads that wait by spinning slow a busy machine down
+        # several times over.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import ray
 
     if ray.is_initialized():
@@ -41,7 +47,7 @@ def connect(address: str | None = None, verbose: bool = False) -> None:
     if not verbose:  # what Ray's C++ core prints into the terminal; its log files keep it
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     common: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), nullcontext() if verbose else _silent_core():
         warnings.simplefilter("ignore")
         if address is None:
             cpus = 2 * (os.cpu_count() or 1) + 2
@@ -60,6 +66,21 @@ def connect(address: str | None = None, verbose: bool = False) -> None:
                 reason = " ".join(str(error).split())[:200]
                 raise UserError(f"Ray cluster {address!r} can't be reached: {reason}") from None
     quiet_libraries(verbose)
+
+
+@contextmanager
+def _silent_core() -> Iterator[None]:
+    """Drop what Ray's C++ core says while it starts; Python's own errors still come through."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(nothing)
+        os.close(kept)
 
 
 def check_reachable(address: str | None) -> None:
