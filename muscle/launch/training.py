@@ -1,9 +1,10 @@
 """Train adapters with Ray Train's TorchTrainer and DeepSpeed."""
 
 import os
+import queue
+import threading
 import uuid
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
@@ -33,10 +34,24 @@ def train_all(
     if not jobs:
         return
     width = _side_by_side(len(jobs), resources)
-    with watching(on_progress) as board, ThreadPoolExecutor(width) as pool:
-        running = [pool.submit(_train, job, resources, width, board) for job in jobs]
-        errors = [future.exception() for future in running]
-    for error in errors:
+    errors: queue.Queue[Exception | None] = queue.Queue()
+    room = threading.Semaphore(width)
+
+    def train(job: TrainJob, board: Any) -> None:
+        with room:
+            try:
+                _train(job, resources, width, board)
+            except Exception as error:
+                errors.put(error)
+            else:
+                errors.put(None)
+
+    with watching(on_progress) as board:
+        # Daemons, so that Ctrl-C ends the program whatever Ray is waiting for.
+        for job in jobs:
+            threading.Thread(target=train, args=(job, board), daemon=True).start()
+        ended = [errors.get() for _ in jobs]
+    for error in ended:
         if error is not None:
             raise error
 
