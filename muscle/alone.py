@@ -6,6 +6,7 @@ For machines that have torch, transformers and peft only, and for tests.
 from collections.abc import Sequence
 
 from muscle.evaluation.job import EvaluateJob
+from muscle.storage import fetch
 from muscle.tables import read_queries, write_answers
 from muscle.training.job import OnProgress, Progress, TrainJob
 
@@ -34,7 +35,7 @@ class Alone:
             engine = Engine(
                 base.base.model,
                 base.base.revision,
-                dict(base.adapters),
+                {label: fetch(path) for label, path in base.adapters.items()},
                 job.dtype,
                 job.scoring_tokens,
                 max_length=job.max_length,

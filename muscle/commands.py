@@ -10,7 +10,7 @@ from rich.table import Table
 
 from muscle.display import ProgressDisplay
 from muscle.experiment import load_experiment
-from muscle.pipeline import Outcome, Pipeline, claim_output, open_store
+from muscle.pipeline import Outcome, Pipeline, open_store
 from muscle.plan import Plan, make_plan
 from muscle.report import print_examples, print_table
 from muscle.training.settings import check_settings
@@ -42,7 +42,6 @@ def run_experiment(
     from muscle.launch.ray_launcher import RayLauncher
 
     check_reachable(address)
-    claim_output(experiment, output)
     launcher = RayLauncher(experiment.resources, address, debug)
     try:
         with ProgressDisplay(console) as display:

@@ -142,10 +142,17 @@ def upload(folder: Path, target: str) -> dict[str, dict[str, Any]]:
     return files
 
 
+def download(path: str, target: Path) -> None:
+    """Copy one file to a local place."""
+    fs, inside = filesystem(path)
+    fs.get_file(inside, str(target))
+
+
 def fetch(path: str) -> str:
     """A local path with the same content: `path` itself, or a copy of a remote folder or file.
 
-    Copies are made once per process tree under the temporary directory.
+    Copies are kept under the temporary directory by path: for things that never change
+    under their path, as the attempts of artifacts are.
     """
     if not is_remote(path):
         return absolute(path)

@@ -28,6 +28,7 @@ from muscle.types import Answer, Query
 
 ROWS_PER_BATCH = 256
 STAGE = "evaluate"
+MAX_RESTARTS = 5
 
 
 class Scorer:
@@ -130,6 +131,9 @@ def _stream(
             num_cpus=resources.cpus_per_actor,
             num_gpus=cluster.gpus(resources.gpus_per_actor),
             compute=ActorPoolStrategy(min_size=resources.min_actors, max_size=resources.max_actors),
+            # Ray's defaults are endless: a batch that kills its actor would never end.
+            max_restarts=MAX_RESTARTS,
+            max_task_retries=MAX_RESTARTS,
         )
     try:
         yield from data.iter_batches(batch_size=None, batch_format="pyarrow")

@@ -60,15 +60,18 @@ def load_state(folder: str) -> TrainState:
     if not isinstance(latest, dict):
         return TrainState()
     place = storage.join(folder, latest["folder"])
-    for name, file in latest["files"].items():
-        path = storage.join(place, name)
-        if not storage.exists(path) or storage.sha256(path) != file["sha256"]:
-            return TrainState()
-    local = Path(storage.fetch(place))
-    return TrainState(
-        epoch=latest["epoch"],
-        updates=latest["updates"],
-        curve=[EpochRecord(**record) for record in latest["curve"]],
-        best=load_file(local / "best.safetensors"),
-        optimizer=load_file(local / "state.safetensors"),
-    )
+    with tempfile.TemporaryDirectory() as temporary:
+        for name, file in latest["files"].items():
+            path = storage.join(place, name)
+            if not storage.exists(path):
+                return TrainState()
+            storage.download(path, Path(temporary) / name)
+            if storage.sha256(f"{temporary}/{name}") != file["sha256"]:
+                return TrainState()
+        return TrainState(
+            epoch=latest["epoch"],
+            updates=latest["updates"],
+            curve=[EpochRecord(**record) for record in latest["curve"]],
+            best=load_file(Path(temporary) / "best.safetensors"),
+            optimizer=load_file(Path(temporary) / "state.safetensors"),
+        )

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,18 @@ def test_an_altered_artifact_is_redone_and_nothing_else(
     launcher = Counting()
     assert run(make(base), output, launcher) == before
     assert launcher.ran == ["evaluate 1"]
+
+
+def test_artifacts_can_live_on_an_object_store(
+    base: dict[str, Any], finished: Path, tmp_path: Path
+) -> None:
+    """fsspec's memory store has no renames and no local paths, like S3."""
+    where = f"memory://store-{tmp_path.name}-{time.time_ns()}"
+    report = run(make(base, storage=where), tmp_path / "out")
+    assert report["tasks"] == json.loads((finished / "report.json").read_text())["tasks"]
+    launcher = Counting()
+    run(make(base, storage=where), tmp_path / "again", launcher)
+    assert launcher.ran == []
 
 
 def test_given_adapters_skip_their_training(
