@@ -82,7 +82,10 @@ def write_bytes(path: str, data: bytes) -> None:
         Path(inside).parent.mkdir(parents=True, exist_ok=True)
         temporary = f"{inside}.{uuid.uuid4().hex}.part"
         try:
-            Path(temporary).write_bytes(data)
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(temporary, inside)
         finally:
             Path(temporary).unlink(missing_ok=True)
@@ -183,4 +186,5 @@ def storage_error(path: str, error: OSError) -> UserError:
     """A one-line error for a failed write, naming a full disk as such."""
     if error.errno in _FULL:
         return UserError(f"no space left while writing {path}: free some and run again, it resumes")
-    return UserError(f"{path} can't be written: {error.strerror or error}")
+    reason = " ".join(str(error.strerror or error).split())[:200]
+    return UserError(f"{path} can't be written: {reason}")

@@ -7,18 +7,15 @@ None and the empty list all come back as they went.
 `*_to_row` and `row_to_*` turn records into plain dicts and back: Ray Data moves rows.
 """
 
-import os
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
 
 from muscle.errors import UserError
+from muscle.storage import filesystem, write_bytes
 from muscle.types import Answer, Output, Prediction, Query, Request, TrainingExample
 
 Row = dict[str, Any]
@@ -193,56 +190,18 @@ def read_predictions(path: str | Path) -> list[Prediction]:
     return [row_to_prediction(row) for row in _read(path, PREDICTION_SCHEMA)]
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
-    """Put a file in place in one step, on any fsspec path; parent folders are made.
-
-    Locally through a temporary file beside it and `os.replace`; an object store shows
-    an object only when it is complete.
-
-    Raises:
-        UserError: the file can't be written.
-    """
-    files, where = _filesystem(path)
-    try:
-        if not isinstance(files, LocalFileSystem):
-            with files.open(where, "wb") as remote:
-                remote.write(data)
-            return
-        target = Path(where)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            with open(temporary, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{path}: can't be written: {_line(error)}") from error
-
-
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
-
-
-def _filesystem(path: str | Path) -> tuple[Any, str]:
-    try:
-        files, where = fsspec.core.url_to_fs(str(path))
-    except (ValueError, ImportError) as error:
-        raise UserError(f"{path}: no such kind of storage: {_line(error)}") from error
-    return files, where
 
 
 def _write(path: str | Path, rows: Iterable[Row], schema: pa.Schema) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), sink, compression="zstd")
-    write_bytes(path, sink.getvalue().to_pybytes())
+    write_bytes(str(path), sink.getvalue().to_pybytes())
 
 
 def _read(path: str | Path, schema: pa.Schema) -> list[Row]:
-    files, where = _filesystem(path)
+    files, where = filesystem(str(path))
     try:
         with files.open(where, "rb") as file:
             data = file.read()

@@ -8,7 +8,7 @@ from typing import Any
 from muscle.report import view
 from muscle.report.examples import FlipExample
 from muscle.report.text import markdown, one_line
-from muscle.tables import write_bytes
+from muscle.storage import write_bytes
 
 TEMPLATE = "report.md.j2"
 
@@ -35,8 +35,8 @@ def write_report(
     """
     data = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     page = render_page(report, examples)
-    write_bytes(path_md, page.encode("utf-8", "replace"))
-    write_bytes(path_json, data.encode("utf-8", "backslashreplace"))
+    write_bytes(str(path_md), page.encode("utf-8", "replace"))
+    write_bytes(str(path_json), data.encode("utf-8", "backslashreplace"))
 
 
 def render_page(report: dict[str, Any], examples: Sequence[FlipExample] = ()) -> str:

@@ -121,10 +121,10 @@ def test_a_foreign_lease_that_expired_is_taken(tmp_path: Path) -> None:
 def test_a_full_disk_is_said_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: Path, data: bytes) -> int:
+    def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match=r"no space left.*run again"):
         storage.write_bytes(str(tmp_path / "a" / "b.json"), b"{}")
     assert list((tmp_path / "a").iterdir()) == []

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muscle import tables
+from muscle import storage, tables
 from muscle.errors import UserError
 from muscle.types import Answer, Output, Prediction, Query, Request, TrainingExample
 
@@ -177,13 +177,13 @@ def test_refused_columns(tmp_path):
 
 def test_a_write_is_whole_and_leaves_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "deep" / "x"
-    tables.write_bytes(path, b"first")
+    storage.write_bytes(str(path), b"first")
 
     def fail(*_):
         raise OSError("disk\nfull")
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(UserError) as error:
-        tables.write_bytes(path, b"second")
+        storage.write_bytes(str(path), b"second")
     assert "disk full" in _one_line(error)
     assert path.read_bytes() == b"first" and [p.name for p in path.parent.iterdir()] == ["x"]
