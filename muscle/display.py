@@ -59,10 +59,11 @@ class ProgressDisplay:
         now = time.monotonic()
         # A resumed stage starts at its first report, not at zero.
         first, base = self.started.setdefault(progress.stage, (now, progress.done))
-        seconds = now - first
-        rate = f"{(progress.done - base) / seconds:.0f}/s" if seconds > 1 else ""
+        per_second = (progress.done - base) / (now - first) if now - first > 1 else 0.0
+        rate = f"{per_second:.0f}/s" if per_second else ""
         if not self.console.is_terminal:
-            self._log(progress, rate, now)
+            left = (progress.total - progress.done) / per_second if per_second else 0.0
+            self._log(progress, rate, left, now)
             return
         if progress.stage not in self.stages:
             self.stages[progress.stage] = self.bars.add_task(
@@ -76,7 +77,7 @@ class ProgressDisplay:
             remark=escape(progress.remark),
         )
 
-    def _log(self, progress: Progress, rate: str, now: float) -> None:
+    def _log(self, progress: Progress, rate: str, left: float, now: float) -> None:
         finished = progress.done >= progress.total
         if not finished and now - self.logged.get(progress.stage, -LOG_INTERVAL_S) < LOG_INTERVAL_S:
             return
@@ -84,6 +85,7 @@ class ProgressDisplay:
         parts = [
             f"{progress.stage}: {progress.done}/{progress.total} {progress.unit}",
             rate,
+            f"{left / 60:.0f} min left" if left >= 60 else f"{left:.0f} s left" if left else "",
             progress.remark,
         ]
         text = ", ".join(p for p in parts if p)
