@@ -17,6 +17,9 @@ class Alone:
     def __init__(self, device: str | None = None):
         self.device = device
 
+    def prepare(self, on_progress: OnProgress) -> None:
+        """Nothing to connect to."""
+
     def train(self, jobs: Sequence[TrainJob], on_progress: OnProgress) -> None:
         """Train one adapter after the other with `PlainEngine`."""
         from muscle.training.loop import train_alone

@@ -63,7 +63,11 @@ def run(
     """
     from muscle.commands import run_experiment
 
-    run_experiment(experiment, set_ or [], output, dry_run, address, debug)
+    try:
+        run_experiment(experiment, set_ or [], output, dry_run, address, debug)
+    except KeyboardInterrupt:
+        print("muscle: stopped; run the same command again to go on", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -76,9 +80,12 @@ def main(arguments: list[str] | None = None) -> None:
             traceback.print_exc()
         print(f"muscle: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("muscle: stopped; run the same command again to go on", file=sys.stderr)
-        raise SystemExit(130) from None
+    except OSError as error:  # a path that can't be read or written
+        if "--debug" in arguments:
+            traceback.print_exc()
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"muscle: {where}{error.strerror or error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

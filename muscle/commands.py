@@ -1,5 +1,6 @@
 """What the commands do, once parsed: the seam between the terminal and the rooms."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,10 +11,13 @@ from rich.table import Table
 
 from muscle.display import ProgressDisplay
 from muscle.experiment import load_experiment
-from muscle.pipeline import Outcome, Pipeline, open_store
+from muscle.pipeline import Outcome, Pipeline, check_output, open_store
 from muscle.plan import Plan, make_plan
 from muscle.report import print_examples, print_table
 from muscle.training.settings import check_settings
+
+# Libraries' notices to other libraries; nothing a user could mend.
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\b")
 
 
 def run_experiment(
@@ -32,9 +36,12 @@ def run_experiment(
     experiment = load_experiment(file, overrides)
     check_settings(experiment)
     output = output or f"runs/{experiment.name}"
+    check_output(experiment, output)
     console = Console()
     with console.status("reading task, data and models"):
         plan = make_plan(experiment)
+    for note in plan.notes:
+        console.print(f"note: {note}", style="yellow", highlight=False, markup=False)
     if dry_run:
         show_plan(plan, output, console)
         return

@@ -58,7 +58,9 @@ class ProgressDisplay:
         """Show how far a stage is; may be called from several threads."""
         now = time.monotonic()
         # A resumed stage starts at its first report, not at zero.
-        first, base = self.started.setdefault(progress.stage, (now, progress.done))
+        first, base = now, progress.done
+        if progress.done:
+            first, base = self.started.setdefault(progress.stage, (now, progress.done))
         per_second = (progress.done - base) / (now - first) if now - first > 1 else 0.0
         rate = f"{per_second:.0f}/s" if per_second else ""
         if not self.console.is_terminal:

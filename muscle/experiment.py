@@ -62,7 +62,7 @@ def describe(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"setting '{where}' is missing{more}"
     if first["type"] == "value_error":
-        return f"setting '{where or 'experiment'}': {message}{more}"
+        return f"setting '{where}': {message}{more}" if where else f"{message}{more}"
     if first["type"] == "model_type":
         names = ", ".join(getattr(_part(where.split(".")), "model_fields", {}))
         message = f"give a group of settings ({names})"
@@ -126,7 +126,9 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise UserError(f"--set {override!r}: write it as key.sub=value")
     try:
-        value = yaml.load(text, _Loader) if text else None
+        # A Jinja template is text, though to YAML its braces are a mapping.
+        template = "{{" in text and text[:1] not in {'"', "'"}
+        value = text if template else yaml.load(text, _Loader) if text else None
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"--set {key}: the value is not YAML: {_one_line(error)}") from None
     *parents, last = key.split(".")

@@ -41,6 +41,10 @@ LIBRARIES = ("torch", "transformers", "peft", "lm_eval", "ray", "deepspeed")
 class Launcher(Protocol):
     """Runs jobs, in this process or on a cluster; returns when all are done."""
 
+    def prepare(self, on_progress: OnProgress) -> None:
+        """Connect, and refuse what could never run; called before anything is written."""
+        ...
+
     def train(self, jobs: Sequence[TrainJob], on_progress: OnProgress) -> None:
         """Train every job's adapter into its `output`."""
         ...
@@ -77,9 +81,14 @@ class Pipeline:
         Raises:
             UserError: whatever a user can mend; what was finished stays finished.
         """
+        check_output(self.experiment, self.output)
+        steps = self.plan.steps()
+        missing = self._missing(steps)
+        if any(step.kind not in ("examples", "queries") for step in missing):
+            self.launcher.prepare(self.on_progress)
         claim_output(self.experiment, self.output)
-        for step in self.plan.steps():
-            if self.store.find(step.kind, step.key) is not None:
+        for step in steps:
+            if step not in missing:
                 self.on_progress(Progress(step.label, 1, 1, "artifact", "reused"))
         self._once(self.plan.examples, self._write_examples)
         self._once(self.plan.queries, self._write_queries)
@@ -314,15 +323,36 @@ def claim_output(experiment: Experiment, output: str) -> None:
     """Bind an output folder to an experiment, or find that it is bound to this one.
 
     Raises:
-        UserError: the folder holds another experiment, or files that no run of ours left.
+        UserError: as `check_output`, or the folder can't be written.
     """
+    check_output(experiment, output)
     path = storage.join(output, "experiment.json")
-    mine = experiment.model_dump(mode="json", exclude={"resources", "storage", "assumed"})
+    if not storage.exists(path):
+        storage.write_json(path, _numbers(experiment))
+
+
+def _numbers(experiment: Experiment) -> dict[str, Any]:
+    """What makes an experiment this one: all but where it runs."""
+    return experiment.model_dump(mode="json", exclude={"resources", "storage", "assumed"})
+
+
+def check_output(experiment: Experiment, output: str) -> None:
+    """Refuse an output folder that isn't free for this experiment; writes nothing.
+
+    Raises:
+        UserError: it is a file, holds another experiment, or files that no run of ours left.
+    """
+    for setting, path in (("--output", output), ("storage", experiment.storage)):
+        if path is not None:
+            fs, inside = storage.filesystem(path)
+            if fs.isfile(inside):
+                raise UserError(f"{setting} is {path!r}, which is a file: name a folder")
+    path = storage.join(output, "experiment.json")
+    mine = _numbers(experiment)
     there = storage.read_json(path)
     if there is None:
         if storage.exists(storage.join(output, "report.json")):
             raise UserError(f"{output} holds a report but no experiment: choose another --output")
-        storage.write_json(path, mine)
         return
     difference = _first_difference(there, mine, "")
     if difference is not None:

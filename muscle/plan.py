@@ -13,7 +13,8 @@ from muscle import storage
 from muscle.artifacts import key_of
 from muscle.config import Experiment, TrainingConfig, VersionConfig
 from muscle.errors import UserError
-from muscle.tasks import Task, load_task
+from muscle.models.compatibility import check_targets
+from muscle.tasks import Task, limit_examples, load_task, split
 from muscle.types import VERSIONS, Version
 
 RECIPES = {"examples": 1, "queries": 1, "task-adapter": 1, "compat-adapter": 1, "predictions": 1}
@@ -56,6 +57,7 @@ class Plan:
     queries: Step
     adapters: Mapping[tuple[Version, Run], Step | None]  # None: the version brings its own
     predictions: Mapping[tuple[Version, Run], Step]
+    notes: tuple[str, ...] = ()  # what a user should know before it runs
 
     def base(self, version: Version) -> Base:
         """The base of a version; new and compat share theirs."""
@@ -78,6 +80,9 @@ def make_plan(experiment: Experiment) -> Plan:
     task = load_task(experiment.task)
     old, new = (_base(version, name) for name, version in _versions(experiment))
     _check_tokenizers(experiment)
+    for version in (experiment.old, experiment.new):
+        if version.adapter is None and experiment.adapter.targets != "all-linear":
+            check_targets(experiment.adapter, version.model, version.revision)
     examples = _examples_step(experiment, task)
     queries = Step(
         "queries",
@@ -95,7 +100,20 @@ def make_plan(experiment: Experiment) -> Plan:
             predictions[version, run] = _predictions(
                 experiment, version, base, adapters[version, run], queries, run
             )
-    return Plan(experiment, task, old, new, examples, queries, adapters, predictions)
+    notes = _notes(experiment, task)
+    return Plan(experiment, task, old, new, examples, queries, adapters, predictions, notes)
+
+
+def _notes(experiment: Experiment, task: Task) -> tuple[str, ...]:
+    """What doesn't stop a run but may spoil its numbers."""
+    prompts = {example.prompt for example in task.training_examples()}
+    queries = task.queries(experiment.evaluation.limit)
+    shared = sum(query.requests[0].context in prompts for query in queries)
+    if not shared:
+        return ()
+    return (
+        f"{shared} of {len(queries)} evaluation prompts are also prompts of the training split",
+    )
 
 
 def _versions(experiment: Experiment) -> list[tuple[str, VersionConfig]]:
@@ -103,6 +121,13 @@ def _versions(experiment: Experiment) -> list[tuple[str, VersionConfig]]:
 
 
 def _base(version: VersionConfig, name: str) -> Base:
+    try:
+        return _resolve(version)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+
+
+def _resolve(version: VersionConfig) -> Base:
     from muscle.models.compatibility import check_adapter
     from muscle.models.fingerprint import fingerprint_adapter, fingerprint_base
     from muscle.models.load import load_config
@@ -136,7 +161,11 @@ def _check_tokenizers(experiment: Experiment) -> None:
 
 
 def _examples_step(experiment: Experiment, task: Task) -> Step:
-    task.training_examples()  # here and now: a task without a training split says so
+    # Here and now: no training split, or one too small to split, says so.
+    training = limit_examples(
+        task.training_examples(), experiment.training.limit, experiment.data_seed
+    )
+    split(training, experiment.data_seed, experiment.training.validation_fraction)
     inputs = {
         "task": task.training_fingerprint(),
         "limit": experiment.training.limit,

@@ -59,7 +59,7 @@ def read_json(path: str) -> Any | None:
     fs, inside = filesystem(path)
     try:
         return json.loads(fs.cat_file(inside))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
         return None
 
 
@@ -97,8 +97,8 @@ def create_exclusive(path: str, data: bytes) -> bool:
     """Create a file only if it isn't there; False if it is. Stores that can't do that overwrite."""
     fs, inside = filesystem(path)
     if not is_remote(path):
-        Path(inside).parent.mkdir(parents=True, exist_ok=True)
         try:
+            Path(inside).parent.mkdir(parents=True, exist_ok=True)
             with open(inside, "xb") as file:
                 file.write(data)
         except FileExistsError:

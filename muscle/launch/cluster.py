@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from muscle.config import ResourcesConfig
 from muscle.errors import UserError
 
 # Read by Ray at import: nothing of a user's is reported anywhere, and our own progress
@@ -111,6 +112,42 @@ def quiet_libraries(verbose: bool) -> None:
 
     for library in (ray, ray.data, ray.train):  # they set their loggers up at import
         logging.getLogger(library.__name__).setLevel(logging.ERROR)
+
+
+def check_resources(resources: ResourcesConfig) -> None:
+    """Refuse what one machine will never have; a cluster of several may still grow.
+
+    Raises:
+        UserError: more CPUs or GPUs than there are, for training or for scoring.
+    """
+    import ray
+
+    if not is_local():
+        return
+    have = ray.cluster_resources()
+    cpus, gpus_here = have.get("CPU", 0.0), have.get("GPU", 0.0)
+    # Both bases' pools and the readers before them work at once.
+    scoring = 2 * resources.min_actors
+    wanted = {
+        "workers x resources.gpus_per_worker": resources.workers * gpus(resources.gpus_per_worker),
+        "min_actors x resources.gpus_per_actor": scoring * gpus(resources.gpus_per_actor) / 2,
+    }
+    for setting, number in wanted.items():
+        if number > gpus_here:
+            raise UserError(
+                f"resources.{setting} asks for {number:g} GPUs and this machine has "
+                f"{gpus_here:g}: ask for less, or name a cluster with --address"
+            )
+    wanted = {
+        "workers x resources.cpus_per_worker": resources.workers * (resources.cpus_per_worker or 1),
+        "min_actors x resources.cpus_per_actor": scoring * resources.cpus_per_actor,
+    }
+    for setting, number in wanted.items():
+        if number > cpus:
+            raise UserError(
+                f"resources.{setting} asks for {number:g} CPUs and Ray has {cpus:g} here: "
+                "ask for less, or name a cluster with --address"
+            )
 
 
 def is_local() -> bool:

@@ -23,7 +23,7 @@ from muscle.tables import (
     row_to_query,
     write_answers,
 )
-from muscle.training.job import OnProgress
+from muscle.training.job import OnProgress, Progress
 from muscle.types import Answer, Query
 
 ROWS_PER_BATCH = 256
@@ -82,6 +82,7 @@ def evaluate(job: EvaluateJob, resources: ResourcesConfig, on_progress: OnProgre
     """
     queries = read_queries(job.queries)
     total = len(queries) * len(job.outputs)
+    on_progress(Progress(STAGE, 0, total, "answers", "waits for scorers"))
     with watching(on_progress) as board:
         answers: dict[str, dict[str, Answer]] = {label: {} for label in job.labels()}
         for batch in _stream(job, resources, queries, board, total):

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from muscle.config import ResourcesConfig
 from muscle.evaluation.job import EvaluateJob
 from muscle.launch import cluster
-from muscle.training.job import OnProgress, TrainJob
+from muscle.training.job import OnProgress, Progress, TrainJob
 
 
 class RayLauncher:
-    """Connects when the first job comes, so a run that reuses everything starts no Ray."""
+    """Connects in `prepare`, so a run that reuses everything starts no Ray."""
 
     def __init__(
         self, resources: ResourcesConfig, address: str | None = None, verbose: bool = False
@@ -18,16 +18,21 @@ class RayLauncher:
         self.address = address
         self.verbose = verbose
 
+    def prepare(self, on_progress: OnProgress) -> None:
+        """Connect or start Ray, and refuse resources that this machine will never have."""
+        on_progress(Progress("start Ray", 0, 1, "cluster"))
+        cluster.connect(self.address, self.verbose)
+        cluster.check_resources(self.resources)
+        on_progress(Progress("start Ray", 1, 1, "cluster"))
+
     def train(self, jobs: Sequence[TrainJob], on_progress: OnProgress) -> None:
         """Ray Train: all jobs, side by side where there is room."""
-        cluster.connect(self.address, self.verbose)
         from muscle.launch.training import train_all
 
         train_all(jobs, self.resources, on_progress)
 
     def evaluate(self, job: EvaluateJob, on_progress: OnProgress) -> None:
         """Ray Data: one stream through a pool for each base."""
-        cluster.connect(self.address, self.verbose)
         from muscle.launch.evaluation import evaluate
 
         evaluate(job, self.resources, on_progress)

@@ -17,7 +17,7 @@ from muscle.config import ResourcesConfig
 from muscle.errors import UserError
 from muscle.launch import cluster
 from muscle.launch.progress import Poster, watching
-from muscle.training.job import EpochRecord, OnProgress, TrainJob
+from muscle.training.job import EpochRecord, OnProgress, Progress, TrainJob
 
 MAX_FAILURES = 3
 """Lost workers that a training survives; it goes on from its last epoch."""
@@ -34,6 +34,8 @@ def train_all(
     if not jobs:
         return
     width = _side_by_side(len(jobs), resources)
+    for job in jobs:
+        on_progress(Progress(job.title, 0, 1, "examples", "waits for workers"))
     errors: queue.Queue[Exception | None] = queue.Queue()
     room = threading.Semaphore(width)
 

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from muscle.config import AdapterConfig
 from muscle.errors import UserError
 from muscle.models.adapters import NOTE, WEIGHTS
 from muscle.models.fingerprint import read_adapter_config
+from muscle.models.load import load_config
 from muscle.models.resolve import looks_like_hub_id
 
 Shapes = dict[str, tuple[int, ...]]
@@ -108,16 +110,33 @@ def _noted_fingerprint(path: str) -> str | None:
     return str(noted)
 
 
+def check_targets(config: AdapterConfig, base: str, revision: str | None) -> None:
+    """Refuse LoRA targets that this base doesn't have; reads no weights.
+
+    Raises:
+        UserError: no such layers, or the output head among them.
+    """
+    from muscle.models.adapters import new_adapter
+
+    new_adapter(_without_memory(load_config(base, revision)), config, 0, "check")
+
+
+def _without_memory(hf_config: Any) -> Any:
+    """The base on the meta device: layers and shapes, no weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(hf_config)
+
+
 def _expected_shapes(path: str, base: str, hf_config: Any) -> Shapes:
     """The tensors PEFT would make for this adapter's config on this base, without memory."""
-    import torch
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
-    from transformers import AutoModelForCausalLM
 
     from muscle.models.adapters import head_is_adapted
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(hf_config)
+    model = _without_memory(hf_config)
     lora = LoraConfig.from_pretrained(path)
     made_for, lora.base_model_name_or_path = lora.base_model_name_or_path, None
     lora.init_lora_weights = True

@@ -32,3 +32,18 @@ def test_nothing_of_rays_core_listens_on_a_public_address() -> None:
         [sys.executable, "-c", CODE], capture_output=True, text=True, check=False, timeout=240
     )
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_what_this_machine_will_never_have_is_refused_at_once(ray_local: None) -> None:
+    from muscle.config import ResourcesConfig
+    from muscle.errors import UserError
+    from muscle.launch.cluster import check_resources
+
+    check_resources(ResourcesConfig())
+    for settings, named in (
+        ({"workers": 64}, "64 CPUs"),
+        ({"gpus_per_worker": 1}, "1 GPUs"),
+        ({"min_actors": 50, "max_actors": 50}, "100 CPUs"),
+    ):
+        with pytest.raises(UserError, match=named):
+            check_resources(ResourcesConfig(**settings))

@@ -55,6 +55,8 @@ BAD = {
     "empty choices": (["--set", "task.choices=[]"], "choices"),
     "wrong metric": (["--set", "task.metric=rouge1"], "rouge1"),
     "malformed --set": (["--set", "training.epochs"], "key.sub=value"),
+    "unknown targets": (["--set", "adapter.targets=[foo]"], "adapter targets ['foo']"),
+    "too few rows": (["--set", "training.limit=1"], "validation"),
     "wrong type": (["--set", "training.epochs=many"], "training.epochs"),
 }
 
@@ -65,6 +67,37 @@ def test_bad_input_is_one_line(
 ) -> None:
     extra, expected = BAD[case]
     assert expected in fails(["run", str(experiment), *extra], capsys, tmp_path)
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_dry_run_refuses_the_same(
+    case: str, experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extra, expected = BAD[case]
+    assert expected in fails(["run", str(experiment), *extra, "--dry-run"], capsys, tmp_path)
+
+
+def test_an_unwritable_place_is_one_line(
+    experiment: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", str(experiment), "--output", "/proc/nowhere"])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("muscle: ") and "/proc/nowhere" in error
+
+
+def test_ctrl_c_is_said(
+    experiment: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("muscle.commands.make_plan", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", str(experiment)])
+    assert stopped.value.code == 130
+    assert "run the same command again" in capsys.readouterr().err
 
 
 def test_an_empty_split_is_named(

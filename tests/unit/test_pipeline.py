@@ -13,7 +13,7 @@ from muscle.alone import Alone
 from muscle.config import Experiment
 from muscle.errors import UserError
 from muscle.evaluation.job import EvaluateJob
-from muscle.pipeline import Pipeline, claim_output
+from muscle.pipeline import Pipeline, check_output, claim_output
 from muscle.plan import make_plan
 from muscle.tables import read_predictions
 from muscle.training.job import OnProgress, Progress, TrainJob
@@ -265,6 +265,34 @@ def test_different_tokenizers_are_refused_early_but_labels_still_train(
         make_plan(make(base, **other))
     report = run(make(base, **other, compatibility={"ce_weight": 1.0}), tmp_path / "out")
     assert report["tasks"]["colours"]["n"] == 12
+
+
+def test_an_output_that_is_a_file_is_refused(base: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(UserError, match=r"--output is .* a file"):
+        check_output(make(base), str(file))
+    with pytest.raises(UserError, match=r"storage is .* a file"):
+        check_output(make(base, storage=str(file)), str(tmp_path / "out"))
+    assert file.read_text() == "mine"
+
+
+def test_what_a_launcher_refuses_leaves_no_output(base: dict[str, Any], tmp_path: Path) -> None:
+    class Unreachable(Counting):
+        def prepare(self, on_progress: OnProgress) -> None:
+            raise UserError("no cluster")
+
+    with pytest.raises(UserError, match="no cluster"):
+        run(make(base), tmp_path / "out", Unreachable())
+    assert not (tmp_path / "out").exists()
+
+
+def test_prompts_in_both_splits_are_named(base: dict[str, Any], data: Path) -> None:
+    assert make_plan(make(base)).notes == ()
+    leaking = {**base["task"], "test": str(data / "train.jsonl")}
+    assert make_plan(make(base, task=leaking)).notes == (
+        "20 of 20 evaluation prompts are also prompts of the training split",
+    )
 
 
 def test_an_adapter_for_another_base_is_refused(
