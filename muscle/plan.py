@@ -80,9 +80,9 @@ def make_plan(experiment: Experiment) -> Plan:
     task = load_task(experiment.task)
     old, new = (_base(version, name) for name, version in _versions(experiment))
     _check_tokenizers(experiment)
-    for version in (experiment.old, experiment.new):
-        if version.adapter is None and experiment.adapter.targets != "all-linear":
-            check_targets(experiment.adapter, version.model, version.revision)
+    for given in (experiment.old, experiment.new):
+        if given.adapter is None and experiment.adapter.targets != "all-linear":
+            check_targets(experiment.adapter, given.model, given.revision)
     examples = _examples_step(experiment, task)
     queries = Step(
         "queries",

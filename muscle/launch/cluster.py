@@ -22,6 +22,8 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
 
 CONNECT_TIMEOUT_S = 10.0
 
+_started_here = False
+
 
 def connect(address: str | None = None, verbose: bool = False) -> None:
     """Join the cluster at `address` (else RAY_ADDRESS), else start Ray in this machine.
@@ -32,6 +34,7 @@ def connect(address: str | None = None, verbose: bool = False) -> None:
     Raises:
         UserError: the cluster can't be reached.
     """
+    global _started_here
     address = address or os.environ.get("RAY_ADDRESS") or None
     if address is None:
         # Read at Ray's import. Its servers listen on all interfaces otherwise: this makes
@@ -59,6 +62,7 @@ def connect(address: str | None = None, verbose: bool = False) -> None:
                 object_store_memory=500 * 2**20,
                 **common,
             )
+            _started_here = True
         else:
             check_reachable(address)
             try:
@@ -115,7 +119,7 @@ def quiet_libraries(verbose: bool) -> None:
 
 
 def check_resources(resources: ResourcesConfig) -> None:
-    """Refuse what one machine will never have; a cluster of several may still grow.
+    """Refuse what this machine will never have; a cluster may still grow.
 
     Raises:
         UserError: more CPUs or GPUs than there are, for training or for scoring.
@@ -151,10 +155,8 @@ def check_resources(resources: ResourcesConfig) -> None:
 
 
 def is_local() -> bool:
-    """Whether Ray runs on this machine alone."""
-    import ray
-
-    return len(ray.nodes()) == 1
+    """Whether Ray was started by us, on this machine alone: it will never grow."""
+    return _started_here
 
 
 def local_cores() -> int:

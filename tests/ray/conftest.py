@@ -1,7 +1,10 @@
 """One local Ray for all tests of this folder."""
 
-from collections.abc import Iterator
+import os
+import signal
+from collections.abc import Callable, Iterator
 
+import psutil
 import pytest
 
 
@@ -9,15 +12,25 @@ import pytest
 def ray_local() -> Iterator[None]:
     import ray
 
-    import muscle.launch.cluster  # noqa: F401  its environment variables come before ray.init
+    from muscle.launch import cluster
 
-    ray.init(
-        address="local",
-        num_cpus=6,
-        object_store_memory=150 * 2**20,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
+    cluster.connect()
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def kill_worker() -> Callable[[str], bool]:
+    """`kill_worker(name)`: SIGKILL one of this process's Ray workers; whether there was one."""
+
+    def kill(name: str) -> bool:
+        for process in psutil.Process().children(recursive=True):
+            try:
+                if name in " ".join(process.cmdline()):
+                    os.kill(process.pid, signal.SIGKILL)
+                    return True
+            except (psutil.Error, ProcessLookupError):  # it ended by itself
+                continue
+        return False
+
+    return kill

@@ -2,13 +2,11 @@
 
 import dataclasses
 import json
-import os
-import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from muscle.alone import Alone
@@ -107,7 +105,11 @@ def test_any_number_of_actors_gives_the_same_answers(
 
 
 def test_a_killed_actor_changes_nothing(
-    job: EvaluateJob, alone: dict[str, list[Answer]], tmp_path: Path, ray_local: None
+    job: EvaluateJob,
+    alone: dict[str, list[Answer]],
+    tmp_path: Path,
+    ray_local: None,
+    kill_worker: Callable[[str], bool],
 ) -> None:
     from muscle.launch.evaluation import evaluate
 
@@ -116,16 +118,13 @@ def test_a_killed_actor_changes_nothing(
 
     def kill_one() -> None:
         started.wait(120)
-        for process in psutil.Process().children(recursive=True):
-            if "MapWorker" in " ".join(process.cmdline()):
-                os.kill(process.pid, signal.SIGKILL)
-                killed.set()
-                return
+        if kill_worker("MapWorker"):
+            killed.set()
 
     killer = threading.Thread(target=kill_one)
     killer.start()
     here = into(job, tmp_path)
-    evaluate(here, ResourcesConfig(), lambda p: started.set())
+    evaluate(here, ResourcesConfig(), lambda p: started.set() if p.done else None)
     killer.join()
     assert killed.is_set()
     assert_same(here, alone)

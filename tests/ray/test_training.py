@@ -1,14 +1,11 @@
 """Ray Train with DeepSpeed: any stage and number of workers gives the plain loop's adapter."""
 
 import dataclasses
-import os
-import signal
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -80,7 +77,7 @@ def test_every_stage_and_any_number_of_workers_equal_the_plain_loop(
 
 
 def test_a_killed_worker_changes_nothing(
-    compat: TrainJob, plain: dict[str, torch.Tensor], tmp_path: Path, ray_local: None
+    compat: TrainJob, tmp_path: Path, ray_local: None, kill_worker: Callable[[str], bool]
 ) -> None:
     from muscle.launch.training import train_all
 
@@ -92,10 +89,8 @@ def test_a_killed_worker_changes_nothing(
         deadline = time.monotonic() + 120
         while not latest.exists() and time.monotonic() < deadline:
             time.sleep(0.01)
-        for process in psutil.Process().children(recursive=True):
-            if "RayTrainWorker" in " ".join(process.cmdline()):
-                os.kill(process.pid, signal.SIGKILL)
-                killed.set()
+        if kill_worker("RayTrainWorker"):
+            killed.set()
 
     killer = threading.Thread(target=kill_after_first_epoch)
     killer.start()
