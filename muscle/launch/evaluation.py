@@ -2,12 +2,14 @@
 
 import json
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
+from ray.util.annotations import RayDeprecationWarning
 
 from muscle import storage
 from muscle.config import ResourcesConfig
@@ -108,7 +110,6 @@ def _stream(
     context.enable_progress_bars = False
     context.actor_init_retry_on_errors = False
     context.actor_init_max_retries = 0
-    # GPUs may have to be autoscaled first.
     context.execution_options.preserve_order = False
     # Neighbours of one length waste the least padding, whichever batch they land in.
     ordered = sorted(queries, key=_size, reverse=True)
@@ -116,7 +117,27 @@ def _stream(
     rows = [{"query": json.dumps(query_to_row(q))} for q in ordered]
     data: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=min(blocks, len(rows)))
     for base in job.bases:
-        data = data.map_batches(
+        data = _through_pool(data, base, job, resources, board, total)
+    try:
+        yield from data.iter_batches(batch_size=None, batch_format="pyarrow")
+    except ray.exceptions.RayError as error:
+        raise _explain(error) from error
+
+
+def _through_pool(
+    data: ray.data.Dataset,
+    base: BaseJob,
+    job: EvaluateJob,
+    resources: ResourcesConfig,
+    board: Any,
+    total: int,
+) -> ray.data.Dataset:
+    """The stream with the answers of one base's adapters added."""
+    with warnings.catch_warnings():
+        # Ray's defaults for restarts are endless: a batch that kills its actor would never
+        # end. This Ray warns about the only way to bound them.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        return data.map_batches(
             Scorer,
             fn_constructor_kwargs={
                 "base": _plain(base),
@@ -132,14 +153,9 @@ def _stream(
             num_cpus=resources.cpus_per_actor,
             num_gpus=cluster.gpus(resources.gpus_per_actor),
             compute=ActorPoolStrategy(min_size=resources.min_actors, max_size=resources.max_actors),
-            # Ray's defaults are endless: a batch that kills its actor would never end.
             max_restarts=MAX_RESTARTS,
             max_task_retries=MAX_RESTARTS,
         )
-    try:
-        yield from data.iter_batches(batch_size=None, batch_format="pyarrow")
-    except ray.exceptions.RayError as error:
-        raise _explain(error) from error
 
 
 def _plain(base: BaseJob) -> dict[str, Any]:
