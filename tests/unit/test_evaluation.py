@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_models_tiny import save_model, save_random_adapter
+from tiny import save_model, save_random_adapter
 
 from muscle import models
 from muscle.errors import UserError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_models_tiny import make_model, make_tokenizer, save_model
+from tiny import make_model, make_tokenizer, save_model
 
 from muscle import models
 from muscle.errors import UserError

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_models_tiny import make_model, save_model, save_random_adapter
+from tiny import make_model, save_model, save_random_adapter
 
 from muscle import models
 from muscle.config import AdapterConfig
