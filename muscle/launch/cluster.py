@@ -134,7 +134,9 @@ def check_resources(resources: ResourcesConfig) -> None:
     scoring = 2 * resources.min_actors
     wanted = {
         "workers x resources.gpus_per_worker": resources.workers * gpus(resources.gpus_per_worker),
-        "min_actors x resources.gpus_per_actor": scoring * gpus(resources.gpus_per_actor) / 2,
+        "min_actors x resources.gpus_per_actor": (
+            resources.min_actors * scoring_gpus(resources.gpus_per_actor, gpus_here, 2)
+        ),
     }
     for setting, number in wanted.items():
         if number > gpus_here:
@@ -162,6 +164,13 @@ def is_local() -> bool:
 def local_cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def scoring_gpus(setting: float | str, available: float, pools: int) -> float:
+    """GPUs of one scoring actor: "auto" is one each, or a share where there are fewer."""
+    if setting != "auto":
+        return float(setting)
+    return min(1.0, available / pools)
 
 
 def gpus(setting: float | str) -> float:

@@ -87,11 +87,12 @@ def evaluate(job: EvaluateJob, resources: ResourcesConfig, on_progress: OnProgre
     on_progress(Progress(STAGE, 0, total, "answers", "waits for scorers"))
     with watching(on_progress) as board:
         answers: dict[str, dict[str, Answer]] = {label: {} for label in job.labels()}
-        for batch in _stream(job, resources, queries, board, total):
-            for label, found in answers.items():
-                for row in batch[f"answer/{label}"].to_pylist():
-                    answer = row_to_answer(json.loads(row))
-                    found[answer.id] = answer
+        for bases in _rounds(job, resources):
+            for batch in _stream(bases, job, resources, queries, board, total):
+                for label in (label for base in bases for label in base.adapters):
+                    for row in batch[f"answer/{label}"].to_pylist():
+                        answer = row_to_answer(json.loads(row))
+                        answers[label][answer.id] = answer
     for label, found in answers.items():
         missing = [q.id for q in queries if q.id not in found]
         if missing or len(found) != len(queries):
@@ -102,8 +103,26 @@ def evaluate(job: EvaluateJob, resources: ResourcesConfig, on_progress: OnProgre
         write_answers(job.outputs[label], [found[q.id] for q in queries])
 
 
+def _rounds(job: EvaluateJob, resources: ResourcesConfig) -> list[tuple[BaseJob, ...]]:
+    """The bases whose pools work at once: all, or one by one where GPUs don't suffice.
+
+    Pools of one stream wait for each other, so half of them would wait for ever.
+    """
+    available = ray.cluster_resources().get("GPU", 0.0)
+    each = cluster.scoring_gpus(resources.gpus_per_actor, available, len(job.bases))
+    wanted = each * resources.min_actors * len(job.bases)
+    if cluster.is_local() and wanted > available:
+        return [(base,) for base in job.bases]
+    return [job.bases]
+
+
 def _stream(
-    job: EvaluateJob, resources: ResourcesConfig, queries: list[Query], board: Any, total: int
+    bases: tuple[BaseJob, ...],
+    job: EvaluateJob,
+    resources: ResourcesConfig,
+    queries: list[Query],
+    board: Any,
+    total: int,
 ) -> Iterator[pa.Table]:
     """Batches that have passed through all pools."""
     context = DataContext.get_current()
@@ -116,8 +135,11 @@ def _stream(
     blocks = max(resources.max_actors, math.ceil(len(queries) / ROWS_PER_BATCH))
     rows = [{"query": json.dumps(query_to_row(q))} for q in ordered]
     data: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=min(blocks, len(rows)))
-    for base in job.bases:
-        data = _through_pool(data, base, job, resources, board, total)
+    gpus = cluster.scoring_gpus(
+        resources.gpus_per_actor, ray.cluster_resources().get("GPU", 0.0), len(bases)
+    )
+    for base in bases:
+        data = _through_pool(data, base, job, resources, gpus, board, total)
     try:
         yield from data.iter_batches(batch_size=None, batch_format="pyarrow")
     except ray.exceptions.RayError as error:
@@ -129,6 +151,7 @@ def _through_pool(
     base: BaseJob,
     job: EvaluateJob,
     resources: ResourcesConfig,
+    gpus: float,
     board: Any,
     total: int,
 ) -> ray.data.Dataset:
@@ -151,7 +174,7 @@ def _through_pool(
             batch_size=ROWS_PER_BATCH,
             batch_format="pyarrow",
             num_cpus=resources.cpus_per_actor,
-            num_gpus=cluster.gpus(resources.gpus_per_actor),
+            num_gpus=gpus,
             compute=ActorPoolStrategy(min_size=resources.min_actors, max_size=resources.max_actors),
             max_restarts=MAX_RESTARTS,
             max_task_retries=MAX_RESTARTS,

@@ -47,3 +47,23 @@ def test_what_this_machine_will_never_have_is_refused_at_once(ray_local: None) -
     ):
         with pytest.raises(UserError, match=named):
             check_resources(ResourcesConfig(**settings))
+
+
+def test_pools_share_too_few_gpus() -> None:
+    from muscle.launch.cluster import scoring_gpus
+
+    assert scoring_gpus("auto", available=0, pools=2) == 0
+    assert scoring_gpus("auto", available=1, pools=2) == 0.5  # else the second pool never starts
+    assert scoring_gpus("auto", available=8, pools=2) == 1
+    assert scoring_gpus(0.25, available=8, pools=2) == 0.25
+
+
+def test_pools_take_turns_where_both_do_not_fit(ray_local: None) -> None:
+    from muscle.config import ResourcesConfig, VersionConfig
+    from muscle.evaluation.job import BaseJob, EvaluateJob
+    from muscle.launch.evaluation import _rounds
+
+    bases = tuple(BaseJob(VersionConfig(model=m), {m: "adapter"}) for m in ("old", "new"))
+    job = EvaluateJob("queries", bases, {}, "float32", None, None)
+    assert _rounds(job, ResourcesConfig()) == [bases]
+    assert _rounds(job, ResourcesConfig(gpus_per_actor=1)) == [(bases[0],), (bases[1],)]
