@@ -10,10 +10,12 @@ from rich.syntax import Syntax
 from rich.table import Table
 
 from muscle.display import ProgressDisplay
+from muscle.errors import UserError
 from muscle.experiment import load_experiment
 from muscle.pipeline import Outcome, Pipeline, check_output, open_store
 from muscle.plan import Plan, make_plan
 from muscle.report import print_examples, print_table
+from muscle.report.text import one_line
 from muscle.training.settings import check_settings
 
 # Libraries' notices to other libraries; nothing a user could mend.
@@ -72,8 +74,18 @@ def show_plan(plan: Plan, output: str, console: Console) -> None:
 
 
 def show_outcome(outcome: Outcome, console: Console) -> None:
-    """Print the table, one flip side by side, and where the report is."""
+    """Print the table, one flip side by side, why answers are unscored, and the paths.
+
+    Raises:
+        UserError: not one example could be scored.
+    """
     print_table(outcome.report, console)
     print_examples(outcome.examples[:1], console)
+    for reason, count in list(outcome.errors.items())[:5]:
+        text = f"unscored: {count} answers: {one_line(reason)}"
+        console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
     for path in (outcome.report_md, outcome.report_json):
         console.print(path, highlight=False, markup=False, soft_wrap=True)
+    if outcome.errors and all(task["n"] == 0 for task in outcome.report["tasks"].values()):
+        reason = next(iter(outcome.errors))
+        raise UserError(f"no example could be scored in all versions: {one_line(reason)}")

@@ -132,7 +132,7 @@ class TrainingConfig(Part):
     The number of examples in an update does not depend on the number of workers.
     """
 
-    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 500
     schedule: Literal["constant", "linear", "cosine"] = "constant"  # assumed
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
@@ -163,7 +163,7 @@ class CompatibilityConfig(Part):
     temperature: Annotated[float, Field(gt=0.0)] = 2.0
     ce_weight: Fraction = 0.0
     old_weight: Annotated[float, Field(ge=0.0)] = 1.0
-    learning_rate: Annotated[float, Field(gt=0.0)] | None = None
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     epochs: Positive | None = None
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
 

@@ -6,6 +6,7 @@ run training and evaluation (`muscle.launch` on Ray, `muscle.alone` in this proc
 
 import platform
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ class Outcome:
     report_json: str
     report_md: str
     examples: list[Any]
+    errors: dict[str, int]  # why answers are unscored, the commonest first
 
 
 class Pipeline:
@@ -255,7 +257,9 @@ class Pipeline:
         report_md = storage.join(self.output, "report.md")
         write_report(report, report_json, report_md, examples)
         self.on_progress(Progress("report", 1, 1, "report"))
-        return Outcome(report, report_json, report_md, examples)
+        rows = (p for versions in predictions.values() for ps in versions.values() for p in ps)
+        errors = Counter(p.error for p in rows if p.error is not None)
+        return Outcome(report, report_json, report_md, examples, dict(errors.most_common()))
 
     def _predictions(self, version: Version, run: Run) -> list[Prediction]:
         """A version's predictions; leaves them and its adapter in the output folder."""
@@ -327,7 +331,7 @@ def claim_output(experiment: Experiment, output: str) -> None:
     """
     check_output(experiment, output)
     path = storage.join(output, "experiment.json")
-    if not storage.exists(path):
+    if storage.read_json(path) != _numbers(experiment):
         storage.write_json(path, _numbers(experiment))
 
 
@@ -347,13 +351,14 @@ def check_output(experiment: Experiment, output: str) -> None:
             fs, inside = storage.filesystem(path)
             if fs.isfile(inside):
                 raise UserError(f"{setting} is {path!r}, which is a file: name a folder")
-    path = storage.join(output, "experiment.json")
-    mine = _numbers(experiment)
-    there = storage.read_json(path)
-    if there is None:
-        if storage.exists(storage.join(output, "report.json")):
-            raise UserError(f"{output} holds a report but no experiment: choose another --output")
+    # Without a report there is nothing to mix up (artifacts have keys of their own), and
+    # who mends a setting after an error may go on in the same folder.
+    if not storage.exists(storage.join(output, "report.json")):
         return
+    mine = _numbers(experiment)
+    there = storage.read_json(storage.join(output, "experiment.json"))
+    if there is None:
+        raise UserError(f"{output} holds a report but no experiment: choose another --output")
     difference = _first_difference(there, mine, "")
     if difference is not None:
         raise UserError(

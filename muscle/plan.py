@@ -17,7 +17,7 @@ from muscle.models.compatibility import check_targets
 from muscle.tasks import Task, limit_examples, load_task, split
 from muscle.types import VERSIONS, Version
 
-RECIPES = {"examples": 1, "queries": 1, "task-adapter": 1, "compat-adapter": 1, "predictions": 1}
+RECIPES = {"examples": 1, "queries": 1, "task-adapter": 1, "compat-adapter": 1, "predictions": 2}
 
 Run = tuple[int, int]
 """(seed of the task adapters, seed of the compatibility adapter)."""

@@ -69,6 +69,8 @@ def connect(address: str | None = None, verbose: bool = False) -> None:
                 ray.init(address=address, **common)
             except Exception as error:  # Ray raises several unrelated types here
                 reason = " ".join(str(error).split())[:200]
+                if address == "auto":
+                    reason = "none runs here; use `muscle run`, or submit the job to a cluster"
                 raise UserError(f"Ray cluster {address!r} can't be reached: {reason}") from None
     quiet_libraries(verbose)
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from muscle.alone import Alone
+from muscle.commands import show_outcome
 from muscle.config import Experiment
 from muscle.errors import UserError
 from muscle.evaluation.job import EvaluateJob
@@ -265,6 +267,26 @@ def test_different_tokenizers_are_refused_early_but_labels_still_train(
         make_plan(make(base, **other))
     report = run(make(base, **other, compatibility={"ce_weight": 1.0}), tmp_path / "out")
     assert report["tasks"]["colours"]["n"] == 12
+
+
+def test_a_folder_without_a_report_can_be_taken_over(base: dict[str, Any], tmp_path: Path) -> None:
+    """Who mends the setting that an error named goes on in the same folder."""
+    claim_output(make(base, data_seed=7), str(tmp_path))
+    claim_output(make(base), str(tmp_path))
+    assert json.loads((tmp_path / "experiment.json").read_text())["data_seed"] == 0
+
+
+def test_why_nothing_is_scored_is_told(
+    base: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = {k: v for k, v in base["task"].items() if k != "choices"}
+    long = make(base, task={**task, "max_gen_toks": 128})  # all of the tiny models' window
+    pipeline = Pipeline(make_plan(long), str(tmp_path / "out"), Alone("cpu"), silent)
+    outcome = pipeline.run()
+    assert sum(outcome.errors.values()) == 36
+    with pytest.raises(UserError, match=r"no example could be scored.*max_gen_toks"):
+        show_outcome(outcome, Console())
+    assert "unscored: 36 answers: " in capsys.readouterr().out
 
 
 def test_an_output_that_is_a_file_is_refused(base: dict[str, Any], tmp_path: Path) -> None:

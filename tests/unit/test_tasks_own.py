@@ -238,3 +238,14 @@ def test_answers_that_do_not_fit(tmp_path):
         task.predictions([*good[:2], Answer("c", scored(-1.0))])
     with pytest.raises(ValueError, match=re.escape("without a log-likelihood")):
         task.predictions([*good[:2], Answer("c", (Output(text="x"), Output(text="y")))])
+
+
+def test_rouge_of_own_files_knows_every_script() -> None:
+    from muscle.tasks.rouge import rouge1
+
+    for text in ("日本", "Ελλάδα", "größe über alles", "plain ASCII, 3 words!"):
+        assert rouge1(text, text, any_script=True) == 1.0
+    assert rouge1("größe", "grüße", any_script=True) == 0.0  # ASCII alone would say 1
+    assert rouge1("日本語", "日本", any_script=True) == pytest.approx(0.8)
+    ascii_pair = ("The cat_sat, on 3 mats.", "a cat sat on the mat")
+    assert rouge1(*ascii_pair, any_script=True) == rouge1(*ascii_pair)
