@@ -22,7 +22,7 @@ from muscle.errors import UserError
 from muscle.evaluation.job import BaseJob, EvaluateJob
 from muscle.losses.needs import needed_teachers
 from muscle.metrics.pairing import Predictions
-from muscle.plan import Plan, Run, Step
+from muscle.plan import Plan, Run, Step, training_split
 from muscle.report import build_report, pick_examples, write_report
 from muscle.tables import (
     read_answers,
@@ -31,7 +31,6 @@ from muscle.tables import (
     write_predictions,
     write_queries,
 )
-from muscle.tasks import limit_examples, split
 from muscle.training.job import OnProgress, Progress, TrainJob
 from muscle.training.settings import read_deepspeed
 from muscle.types import VERSIONS, Prediction, Version
@@ -94,10 +93,8 @@ class Pipeline:
                 self.on_progress(Progress(step.label, 1, 1, "artifact", "reused"))
         self._once(self.plan.examples, self._write_examples)
         self._once(self.plan.queries, self._write_queries)
-        task_adapters = [s for s in self.plan.steps() if s.kind == "task-adapter"]
-        compat_adapters = [s for s in self.plan.steps() if s.kind == "compat-adapter"]
-        self._train(task_adapters)
-        self._train(compat_adapters)
+        self._train([s for s in steps if s.kind == "task-adapter"])
+        self._train([s for s in steps if s.kind == "compat-adapter"])
         self._evaluate()
         return self._report()
 
@@ -119,9 +116,7 @@ class Pipeline:
             return self.store.commit(step.kind, step.key, attempt, step.inputs, notes)
 
     def _write_examples(self, folder: Path) -> dict[str, Any]:
-        settings, seed = self.experiment.training, self.experiment.data_seed
-        examples = limit_examples(self.plan.task.training_examples(), settings.limit, seed)
-        train, validation = split(examples, seed, settings.validation_fraction)
+        train, validation = training_split(self.experiment, self.plan.task)
         write_examples(folder / "train.parquet", train)
         write_examples(folder / "validation.parquet", validation)
         return {"train": len(train), "validation": len(validation)}

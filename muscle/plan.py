@@ -15,7 +15,7 @@ from muscle.config import Experiment, TrainingConfig, VersionConfig
 from muscle.errors import UserError
 from muscle.models.compatibility import check_targets
 from muscle.tasks import Task, limit_examples, load_task, split
-from muscle.types import VERSIONS, Version
+from muscle.types import VERSIONS, TrainingExample, Version
 
 RECIPES = {"examples": 1, "queries": 1, "task-adapter": 1, "compat-adapter": 1, "predictions": 2}
 
@@ -160,12 +160,21 @@ def _check_tokenizers(experiment: Experiment) -> None:
         raise UserError(different_tokenizers(reason))
 
 
+def training_split(
+    experiment: Experiment, task: Task
+) -> tuple[list[TrainingExample], list[TrainingExample]]:
+    """(training, validation) examples, the same for old, new and compat.
+
+    Raises:
+        UserError: no training split, or one side would be empty.
+    """
+    settings, seed = experiment.training, experiment.data_seed
+    examples = limit_examples(task.training_examples(), settings.limit, seed)
+    return split(examples, seed, settings.validation_fraction)
+
+
 def _examples_step(experiment: Experiment, task: Task) -> Step:
-    # Here and now: no training split, or one too small to split, says so.
-    training = limit_examples(
-        task.training_examples(), experiment.training.limit, experiment.data_seed
-    )
-    split(training, experiment.data_seed, experiment.training.validation_fraction)
+    training_split(experiment, task)  # no training split, or one too small, says so now
     inputs = {
         "task": task.training_fingerprint(),
         "limit": experiment.training.limit,

@@ -132,28 +132,20 @@ def check_resources(resources: ResourcesConfig) -> None:
         return
     have = ray.cluster_resources()
     cpus, gpus_here = have.get("CPU", 0.0), have.get("GPU", 0.0)
-    # Both bases' pools and the readers before them work at once.
-    scoring = 2 * resources.min_actors
-    wanted = {
-        "workers x resources.gpus_per_worker": resources.workers * gpus(resources.gpus_per_worker),
-        "min_actors x resources.gpus_per_actor": (
-            resources.min_actors * scoring_gpus(resources.gpus_per_actor, gpus_here, 2)
-        ),
-    }
-    for setting, number in wanted.items():
-        if number > gpus_here:
+    workers, actors = resources.workers, resources.min_actors
+    each = scoring_gpus(resources.gpus_per_actor, gpus_here, 2)
+    wanted = [
+        ("workers x resources.gpus_per_worker", workers * gpus(resources.gpus_per_worker), "GPUs"),
+        ("min_actors x resources.gpus_per_actor", actors * each, "GPUs"),
+        ("workers x resources.cpus_per_worker", workers * (resources.cpus_per_worker or 1), "CPUs"),
+        # Both bases' pools work at once.
+        ("min_actors x resources.cpus_per_actor", 2 * actors * resources.cpus_per_actor, "CPUs"),
+    ]
+    for setting, number, unit in wanted:
+        available = gpus_here if unit == "GPUs" else cpus
+        if number > available:
             raise UserError(
-                f"resources.{setting} asks for {number:g} GPUs and this machine has "
-                f"{gpus_here:g}: ask for less, or name a cluster with --address"
-            )
-    wanted = {
-        "workers x resources.cpus_per_worker": resources.workers * (resources.cpus_per_worker or 1),
-        "min_actors x resources.cpus_per_actor": scoring * resources.cpus_per_actor,
-    }
-    for setting, number in wanted.items():
-        if number > cpus:
-            raise UserError(
-                f"resources.{setting} asks for {number:g} CPUs and Ray has {cpus:g} here: "
+                f"resources.{setting} asks for {number:g} {unit} and Ray has {available:g} here: "
                 "ask for less, or name a cluster with --address"
             )
 
