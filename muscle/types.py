@@ -17,7 +17,7 @@ Version = Literal["old", "new", "compat"]
 
 VERSIONS: tuple[Version, ...] = ("old", "new", "compat")
 
-RequestKind = Literal["loglikelihood", "generate_until"]
+RequestKind = Literal["loglikelihood", "loglikelihood_rolling", "generate_until"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,8 @@ class TrainingExample:
 class Request:
     """One call of a model: score `continuation` after `context`, or generate.
 
+    A "loglikelihood_rolling" request scores all of `context`, a whole document that may be
+    longer than the window; its output has a log-likelihood and no greediness.
     `generation` is the harness's `gen_kwargs` as a JSON object (stop strings under
     "until", "max_gen_toks", "do_sample", …); empty for log-likelihoods.
     """
