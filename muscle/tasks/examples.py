@@ -1,13 +1,20 @@
 """Reads single documents of a harness task: choices, gold, training text, question.
 
-`task` is always a harness `ConfigurableTask`, `doc` one of its documents, `where` names
-the row in error messages.
+`task` is a task of the harness (a `ConfigurableTask`, or a `Task` written in Python), `doc`
+one of its documents, `where` names the row in error messages.
 """
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from muscle.errors import UserError
+
+
+def documents(task: Any) -> Any:
+    """The documents that a task is evaluated on."""
+    # A ConfigurableTask has read them already; a task written in Python reads them each time.
+    found = getattr(task, "task_docs", None)
+    return task.eval_docs if found is None else found
 
 
 def row_ids(docs: Any) -> list[str]:
@@ -49,14 +56,25 @@ def gold_index(task: Any, doc: Any, choices: Sequence[str], where: str) -> int:
     Raises:
         UserError: the gold answer is no choice, as in unlabelled test splits.
     """
+    return gold_indexes(task, doc, choices, where)[0]
+
+
+def gold_indexes(task: Any, doc: Any, choices: Sequence[str], where: str) -> list[int]:
+    """The indexes of all choices that the task accepts, at least one.
+
+    Raises:
+        UserError: the gold answer is no choice, as in unlabelled test splits.
+    """
     # Winogrande's kind puts the choices into the context and the gold into the "text".
     gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
-    accepted = gold if isinstance(gold, list | tuple) else [gold]
-    for one in accepted:
+    found = []
+    for one in gold if isinstance(gold, list | tuple) else [gold]:
         if isinstance(one, str) and one in choices:
-            return choices.index(one)
-        if isinstance(one, int) and 0 <= one < len(choices):
-            return int(one)
+            found.append(choices.index(one))
+        elif isinstance(one, int) and 0 <= one < len(choices):
+            found.append(int(one))
+    if found:
+        return found
     raise UserError(
         f"{where}: the gold answer {gold!r} is not among the {len(choices)} choices "
         "(is this split unlabelled?)"
@@ -64,7 +82,9 @@ def gold_index(task: Any, doc: Any, choices: Sequence[str], where: str) -> int:
 
 
 def gold_text(task: Any, doc: Any, choices: Sequence[str] | None, where: str) -> str:
-    """The right answer as text (several accepted answers: the first)."""
+    """The right answer as text (several accepted answers: the first); "" of a document."""
+    if task.OUTPUT_TYPE == "loglikelihood_rolling":
+        return ""  # the target is the document, which is what the model is asked
     if choices is not None:
         return choices[gold_index(task, doc, choices, where)]
     target = task.doc_to_target(doc)

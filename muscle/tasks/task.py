@@ -3,17 +3,16 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from typing import Any
 
 from muscle.config import TaskConfig
 from muscle.errors import UserError
+from muscle.tasks import asking, deciding
 from muscle.tasks import examples as reading
-from muscle.tasks import judge
-from muscle.types import Answer, Prediction, Query, Request, TrainingExample
-
-# The harness's default seed of few-shot examples, so that our prompts are its prompts.
-FEWSHOT_SEED = 1234
+from muscle.tasks.judge import Judge, Judged
+from muscle.tasks.prompting import PLAIN, Prompting
+from muscle.types import Answer, Prediction, Query, TrainingExample
 
 
 def load_task(config: TaskConfig) -> "Task":
@@ -33,17 +32,6 @@ def load_task(config: TaskConfig) -> "Task":
     return Task(config, harness)
 
 
-@dataclass(frozen=True, slots=True)
-class _Item:
-    """One evaluation example with the harness's instances of its requests."""
-
-    id: str
-    doc: Any
-    instances: list[Any]
-    choices: tuple[str, ...] | None
-    gold: str
-
-
 class Task:
     """A task: training examples, evaluation queries, and the judge of answers.
 
@@ -57,14 +45,19 @@ class Task:
         self.name = config.name
         self._config = config
         self._harness = harness
-        self.metric = judge.deciding_metric(harness, self.name, config.metric)
-        self.filter = judge.deciding_filter(harness, self.name, config.filter)
+        from muscle.tasks.harness import quiet
+
+        with quiet():
+            single = deciding.usable_metrics(harness)
+        chosen = deciding.decide(harness, self.name, single, config.metric, config.filter)
+        self.metric, self.filter = chosen.metric, chosen.filter
         # Metrics of a whole data set only; asked now, since judging may add names.
-        self._aggregates = set(harness.aggregation()) - set(judge.usable_metrics(harness))
+        self._judge = Judge(harness, self.name, chosen, set(harness.aggregation()) - set(single))
         self.version = str(harness.VERSION)
         self.higher_is_better = True
         self._examples: list[TrainingExample] | None = None
-        self._items_of: tuple[int | None, list[_Item]] | None = None
+        self._items_of: tuple[int | None, list[asking.Item]] | None = None
+        self._asked: tuple[int | None, Prompting, list[Query]] | None = None
         if config.max_gen_toks is not None:
             self._set_max_gen_toks(config.max_gen_toks)
 
@@ -75,8 +68,8 @@ class Task:
 
     @property
     def has_training(self) -> bool:
-        """Whether there is a training split."""
-        return bool(self._harness.has_training_docs())
+        """Whether there is a training split with prompts and answers."""
+        return bool(self._harness.has_training_docs()) and not self._scores_documents
 
     def training_examples(self) -> list[TrainingExample]:
         """The training split, zero-shot, with the gold answer exactly as it is scored.
@@ -90,46 +83,49 @@ class Task:
             self._examples = self._build_examples()
         return list(self._examples)
 
-    def queries(self, limit: int | None = None) -> list[Query]:
+    def queries(self, limit: int | None = None, prompting: Prompting | None = None) -> list[Query]:
         """The evaluation requests of the first `limit` examples, all of them without one.
 
         Few-shot examples are drawn with a fixed seed from the first example on, so
-        examples have the same prompts whatever the limit.
+        examples have the same prompts whatever the limit. A task that wants N answers to a
+        request (majority votes) has it N times in a row: sample each place anew.
+
+        Args:
+            prompting: chat template and system instruction; without it the task's own text.
 
         Raises:
-            UserError: an empty split, or a row that can't be rendered or has no choices.
+            UserError: an empty split, a row that can't be rendered or has no choices, a
+                chat template that refuses, a task in Python that knows none.
         """
-        return [
-            Query(id=item.id, requests=tuple(_request(i) for i in item.instances))
-            for item in self._items(limit)
-        ]
+        prompting = prompting or PLAIN
+        items = self._items(limit)
+        if prompting.is_plain or self._scores_documents:
+            return [Query(item.id, asking.requests_of(item.instances)) for item in items]
+        if self._asked is None or self._asked[:2] != (limit, prompting):
+            self._asked = (limit, prompting, self._chat_queries(limit, prompting, items))
+        return list(self._asked[2])
 
-    def predictions(self, answers: Sequence[Answer], limit: int | None = None) -> list[Prediction]:
-        """Judge one answer for each of `queries(limit)`; in the order of the queries.
+    def judge(self, answers: Sequence[Answer], limit: int | None = None) -> Judged:
+        """Judge one answer for each of `queries(limit)`, whatever they were prompted with.
 
         An answer with an error becomes a prediction without a score, never a lost row.
+        `Prediction.question` is the task's own prompt, without chat template and system
+        instruction: the same for all models.
 
         Raises:
-            UserError: answers missing, unknown or double; a deciding metric that is not
-                a number for single examples.
+            UserError: answers missing, unknown or double; metrics that fail, or a deciding
+                metric that is not a number for single examples.
             ValueError: outputs that don't fit the requests.
         """
         from muscle.tasks.harness import quiet
 
         items = self._items(limit)
-        by_id = judge.matched([item.id for item in items], answers, self.name)
-        problems = {
-            item.id: judge.problem(by_id[item.id], len(item.instances), self.generates)
-            for item in items
-        }
-        judged = [item for item in items if problems[item.id] is None]
         with quiet():
-            self._filter(judged, by_id)
-            found = [self._prediction(item, by_id[item.id], problems[item.id]) for item in items]
-        for item in judged:
-            for instance in item.instances:
-                instance.resps, instance.filtered_resps = [], {}
-        return found
+            return self._judge.judge(items, answers)
+
+    def predictions(self, answers: Sequence[Answer], limit: int | None = None) -> list[Prediction]:
+        """`judge` without the scores of the whole: one prediction for each query, in order."""
+        return self.judge(answers, limit).predictions
 
     def fingerprint(self) -> str:
         """sha256 over all that the task puts into training and evaluation, no paths."""
@@ -140,15 +136,21 @@ class Task:
         examples = self.training_examples() if self.has_training else []
         return _sha256([astuple(example) for example in examples])
 
-    def evaluation_fingerprint(self, limit: int | None = None) -> str:
+    def evaluation_fingerprint(
+        self, limit: int | None = None, prompting: Prompting | None = None
+    ) -> str:
         """sha256 over queries, gold answers, and how answers are judged."""
         config = self._harness.config
         judging = [self.metric, self.filter, self.version, config.metric_list, config.filter_list]
         items = [
-            (item.id, item.gold, item.choices, [astuple(_request(i)) for i in item.instances])
-            for item in self._items(limit)
+            (item.id, item.gold, item.choices, [astuple(request) for request in query.requests])
+            for item, query in zip(self._items(limit), self.queries(limit, prompting), strict=True)
         ]
         return _sha256([judging, items])
+
+    @property
+    def _scores_documents(self) -> bool:
+        return bool(self._harness.OUTPUT_TYPE == "loglikelihood_rolling")
 
     def _set_max_gen_toks(self, value: int) -> None:
         if not self.generates:
@@ -162,6 +164,11 @@ class Task:
         self._harness.set_config("generation_kwargs", {**kept, "max_gen_toks": value})
 
     def _no_training(self) -> str:
+        if self._scores_documents:
+            return (
+                f"task '{self.name}' measures whole documents, which have no prompt and answer "
+                "to train on: take another task"
+            )
         if self._config.is_own:
             return f"setting 'task.train' is missing: task '{self.name}' needs a training file"
         if self._config.data_files is not None:
@@ -185,135 +192,45 @@ class Task:
                 except UserError:
                     raise
                 except Exception as error:
-                    raise UserError(f"{where} can't be rendered: {_reason(error)}") from error
+                    raise UserError(f"{where} can't be rendered: {asking.reason(error)}") from error
                 found.append(TrainingExample(id=name, prompt=prompt, answer=answer))
         return found
 
-    def _items(self, limit: int | None) -> list[_Item]:
+    def _items(self, limit: int | None) -> list[asking.Item]:
         """The evaluation examples; kept, since judging needs what asking has built."""
-        if self._items_of is None or self._items_of[0] != limit:
-            self._items_of = (limit, self._build_items(limit))
-        return self._items_of[1]
-
-    def _build_items(self, limit: int | None) -> list[_Item]:
         from muscle.tasks.harness import quiet
 
-        task = self._harness
-        what = f"task '{self.name}': the evaluation split"
-        with quiet():
-            docs = reading.empty_to_error(task.task_docs, what)
-            checked = []
-            for row, doc in enumerate(docs[:limit]):
-                where = f"task '{self.name}', row {row + 1} of the evaluation split"
-                try:
-                    choices = reading.choice_texts(task, doc, where)
-                    checked.append((choices, reading.gold_text(task, doc, choices, where)))
-                except UserError:
-                    raise
-                except Exception as error:
-                    raise UserError(f"{where} can't be rendered: {_reason(error)}") from error
-            # The seed each time: the sampler is stateful, from one document to the next.
-            task.set_fewshot_seed(FEWSHOT_SEED)
-            try:
-                task.build_all_requests(limit=limit)
-            except Exception as error:
-                raise UserError(f"{what} can't be rendered: {_reason(error)}") from error
-        instances: list[list[Any]] = [[] for _ in checked]
-        for instance in task.instances:
-            instances[instance.doc_id].append(instance)
-        ids = reading.row_ids(docs)[: len(checked)]
-        return [
-            _Item(name, made[0].doc, sorted(made, key=lambda i: i.idx), choices, gold)
-            for name, made, (choices, gold) in zip(ids, instances, checked, strict=True)
-        ]
+        if self._items_of is None or self._items_of[0] != limit:
+            with quiet():
+                self._items_of = (limit, asking.build_items(self._harness, self.name, limit))
+        return self._items_of[1]
 
-    def _filter(self, items: Sequence[_Item], by_id: Any) -> None:
-        """Put the outputs into the instances and run the harness's filters over them."""
-        instances = []
-        for item in items:
-            for instance, output in zip(item.instances, by_id[item.id].outputs, strict=True):
-                instance.resps = [judge.response(output, self.generates)]
-                instance.filtered_resps = {}
-                instances.append(instance)
-        if instances:  # the filters can't do nothing
-            self._harness._instances = instances
-            self._harness.apply_filters()
+    def _chat_queries(
+        self, limit: int | None, prompting: Prompting, items: Sequence[asking.Item]
+    ) -> list[Query]:
+        from lm_eval.api.task import ConfigurableTask
 
-    def _prediction(self, item: _Item, answer: Answer, error: str | None) -> Prediction:
-        lls = [o.loglikelihood for o in answer.outputs if o.loglikelihood is not None]
-        metrics: dict[str, float] = {}
-        score, text = None, None
-        if error is None:
-            metrics, score = self._scores(item)
-            text = self._text(item, answer)
-            if score is None:
-                error = f"{self.metric} is not a number for this example"
-        return Prediction(
-            task=self.name,
-            id=item.id,
-            question=reading.question(item.instances),
-            gold=item.gold,
-            prediction=None if error else text,
-            metric=self.metric,
-            score=score,
-            metrics=metrics,
-            choices=item.choices,
-            loglikelihoods=tuple(lls[: len(item.choices)]) if item.choices and lls else None,
-            error=error,
-        )
+        from muscle.tasks.harness import quiet
 
-    def _scores(self, item: _Item) -> tuple[dict[str, float], float | None]:
-        """(all metrics of one example, the deciding one)."""
-        names = list(item.instances[0].filtered_resps)
-        metrics: dict[str, float] = {}
-        score = None
-        for filter_name in names:
-            results = [i.filtered_resps[filter_name] for i in item.instances]
-            values = self._harness.process_results(item.doc, results)
-            for metric, value in values.items():
-                found = None if metric in self._aggregates else judge.number(value)
-                if found is not None:
-                    metrics[f"{metric},{filter_name}" if len(names) > 1 else metric] = found
-            if filter_name == self.filter:
-                score = self._deciding(values)
-        return metrics, score
-
-    def _deciding(self, values: dict[str, Any]) -> float | None:
-        """The deciding metric's value; None for NaN, an error for what is no number."""
-        value = values.get(self.metric)
-        score = judge.number(value)
-        if score is None and not isinstance(value, float):
-            numeric = [m for m, v in values.items() if judge.number(v) is not None]
+        if not isinstance(self._harness, ConfigurableTask):
+            # The harness would quietly leave them away.
             raise UserError(
-                f"setting 'task.metric': task '{self.name}' gives no number for '{self.metric}' "
-                f"of one example; usable are {', '.join(numeric) or 'none'}"
+                f"task '{self.name}' is written in Python and takes neither a chat template nor a "
+                "system instruction: leave them out"
             )
-        return score
-
-    def _text(self, item: _Item, answer: Answer) -> str:
-        """The answer given, as text."""
-        if item.choices is not None:
-            return item.choices[judge.chosen(self.metric, answer.outputs, item.choices)]
-        if self.generates:
-            return str(item.instances[0].filtered_resps[self.filter])
-        # Log-likelihood of one given text (LAMBADA): all we know is whether it is greedy.
-        return item.gold if answer.outputs[0].is_greedy else ""
-
-
-def _request(instance: Any) -> Request:
-    if instance.request_type == "generate_until":
-        context, generation = instance.args
-        return Request(
-            kind="generate_until",
-            context=context,
-            generation=json.dumps(generation, sort_keys=True, ensure_ascii=False),
-        )
-    context, continuation = instance.args
-    return Request(kind="loglikelihood", context=context, continuation=continuation)
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        try:
+            with quiet():
+                made = asking.build_instances(self._harness, limit, prompting)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"task '{self.name}' can't be rendered as a chat: {asking.reason(error)}"
+            ) from error
+        return [
+            Query(item.id, asking.requests_of(instances))
+            for item, instances in zip(items, made, strict=True)
+        ]
 
 
 def _sha256(value: Any) -> str:

@@ -1,0 +1,126 @@
+"""What is asked: the harness's instances of every example, as requests of ours."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from muscle.errors import UserError
+from muscle.tasks import examples as reading
+from muscle.tasks.prompting import PLAIN, Prompting
+from muscle.types import Request
+
+# The harness's default seed of few-shot examples, so that our prompts are its prompts.
+FEWSHOT_SEED = 1234
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One evaluation example with the harness's instances of its plain requests."""
+
+    id: str
+    doc: Any
+    instances: list[Any]
+    choices: tuple[str, ...] | None
+    gold: str
+
+
+def build_items(task: Any, name: str, limit: int | None) -> list[Item]:
+    """The first `limit` evaluation examples of a harness task; call it inside `quiet`.
+
+    Raises:
+        UserError: an empty split, or a row that can't be rendered or has no choices.
+    """
+    what = f"task '{name}': the evaluation split"
+    docs = reading.empty_to_error(reading.documents(task), what)
+    failure: Exception | None = None
+    made: list[list[Any]] = []
+    try:
+        made = build_instances(task, limit)
+    except Exception as error:
+        failure = error
+    if len(made) != len(docs[:limit]):
+        for row, doc in enumerate(docs[:limit]):  # better: the row that is at fault
+            _read(task, doc, name, row)
+        why = "some of its rows ask nothing" if failure is None else reason(failure)
+        raise UserError(f"{what} can't be rendered: {why}") from failure
+    items = []
+    ids = reading.row_ids(docs)[: len(made)]
+    for row, (example, instances) in enumerate(zip(ids, made, strict=True)):
+        # The instances' document: a task may shuffle choices each time it is read.
+        doc = instances[0].doc
+        choices, gold = _read(task, doc, name, row)
+        items.append(Item(example, doc, instances, choices, gold))
+    return items
+
+
+def build_instances(
+    task: Any, limit: int | None, prompting: Prompting = PLAIN
+) -> list[list[Any]]:
+    """For each example its instances, built as `lm_eval.evaluator.evaluate` builds them."""
+    chat = prompting.chat
+
+    def template(messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        assert chat is not None
+        return chat(messages, add_generation_prompt)
+
+    # The seed each time: the sampler is stateful, from one document to the next.
+    task.set_fewshot_seed(FEWSHOT_SEED)
+    task.build_all_requests(
+        limit=limit,
+        system_instruction=prompting.system_instruction,
+        apply_chat_template=chat is not None,
+        fewshot_as_multiturn=prompting.fewshot_as_multiturn,
+        chat_template=None if chat is None else template,
+    )
+    found: dict[int, list[Any]] = defaultdict(list)
+    for instance in task.instances:
+        found[instance.doc_id].append(instance)
+    return [sorted(found[doc_id], key=lambda i: i.idx) for doc_id in sorted(found)]
+
+
+def requests_of(instances: Iterable[Any]) -> tuple[Request, ...]:
+    """What a model is asked, in order: each instance as often as the task repeats it."""
+    return tuple(r for i in instances for r in [_request(i)] * repeats(i))
+
+
+def kinds_of(instances: Iterable[Any]) -> list[str]:
+    """The kinds of `requests_of(instances)`."""
+    return [str(i.request_type) for i in instances for _ in range(repeats(i))]
+
+
+def repeats(instance: Any) -> int:
+    """How many answers an instance wants (for majority votes and the like)."""
+    return int(instance.repeats or 1)
+
+
+def reason(error: Exception) -> str:
+    """An exception of the harness or of a task's own code, in one short line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _read(task: Any, doc: Any, name: str, row: int) -> tuple[tuple[str, ...] | None, str]:
+    where = f"task '{name}', row {row + 1} of the evaluation split"
+    try:
+        choices = reading.choice_texts(task, doc, where)
+        return choices, reading.gold_text(task, doc, choices, where)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{where} can't be rendered: {reason(error)}") from error
+
+
+def _request(instance: Any) -> Request:
+    if instance.request_type == "generate_until":
+        context, generation = instance.args
+        return Request(
+            kind="generate_until",
+            context=context,
+            generation=json.dumps(generation, sort_keys=True, ensure_ascii=False),
+        )
+    if instance.request_type == "loglikelihood_rolling":
+        (document,) = instance.args
+        return Request(kind="loglikelihood_rolling", context=document)
+    context, continuation = instance.args
+    return Request(kind="loglikelihood", context=context, continuation=continuation)
