@@ -55,9 +55,7 @@ def build_items(task: Any, name: str, limit: int | None) -> list[Item]:
     return items
 
 
-def build_instances(
-    task: Any, limit: int | None, prompting: Prompting = PLAIN
-) -> list[list[Any]]:
+def build_instances(task: Any, limit: int | None, prompting: Prompting = PLAIN) -> list[list[Any]]:
     """For each example its instances, built as `lm_eval.evaluator.evaluate` builds them."""
     chat = prompting.chat
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from muscle.errors import UserError
 from muscle.tasks import examples as reading
+from muscle.tasks.asking import FEWSHOT_SEED
 
 # Aggregations of the harness that average one number per example.
 _AVERAGES = frozenset({"mean", "nanmean"})
@@ -87,6 +88,7 @@ def usable_metrics(task: Any) -> list[str]:
 
 def _compound(task: Any) -> set[str]:
     """The metrics whose value for the first example is no number, as far as can be told."""
+    task.set_fewshot_seed(FEWSHOT_SEED)  # a task written in Python wants one even for no shots
     try:
         doc = next(iter(reading.documents(task)))
         context = task.fewshot_context(doc, num_fewshot=0, gen_prefix=task.doc_to_prefix(doc))

@@ -33,10 +33,7 @@ def build_harness_task(config: TaskConfig) -> Any:
     manager = _manager_with(name, config.include_path)
     entry = manager.task_index[name]
     _refuse_groups(manager, entry)
-    if (entry.cfg or {}).get("unsafe_code"):
-        raise UserError(
-            f"setting 'task.name': task '{name}' runs code that the model wrote: refused"
-        )
+    _refuse_unsafe(name, entry.cfg)
     overrides = _data_overrides(config, entry) if config.data_files else {}
     # An inline group is the public way to a registered task with changed settings.
     spec = {"group": "muscle", "task": [{"task": name, **overrides}]}
@@ -48,10 +45,57 @@ def build_harness_task(config: TaskConfig) -> Any:
     except Exception as error:
         raise _explain(config, entry, error) from error
     _refuse_kinds(name, task)
+    _set_shots(task, config)
+    return task
+
+
+def build_harness_group(config: TaskConfig) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The tasks and groups under a group or tag, both by name, as the harness orders them.
+
+    None if `config.name` is a single task.
+
+    Raises:
+        UserError: as `build_harness_task`; data_files, which belong to one task.
+    """
+    name = config.name
+    manager = _manager_with(name, config.include_path)
+    entry = manager.task_index[name]
+    if not _is_group(entry):
+        return None
+    if config.data_files is not None:
+        raise UserError(
+            f"setting 'task.data_files': '{name}' is a group of tasks with data of their own: "
+            "name one task, or leave data_files out"
+        )
+    leaves = _leaves(manager.task_index, name, set())
+    if any(leaf not in manager.task_index for leaf in leaves):
+        # A user's group may name stock tasks.
+        with quiet(progress=True):
+            stock = _stock_manager().task_index
+        for other, found in stock.items():
+            manager.task_index.setdefault(other, found)
+        leaves = _leaves(manager.task_index, name, set())
+    for leaf in leaves:
+        if leaf not in manager.task_index:
+            raise UserError(f"setting 'task.name': group '{name}' lists '{leaf}', which is no task")
+        _refuse_unsafe(leaf, manager.task_index[leaf].cfg)
+    try:
+        with quiet(progress=True):
+            loaded = manager.load(name)
+    except Exception as error:
+        raise _explain(config, entry, error) from error
+    if not loaded["tasks"]:
+        raise UserError(f"setting 'task.name': group '{name}' has no tasks")
+    for leaf, task in loaded["tasks"].items():
+        _refuse_kinds(leaf, task)
+        _set_shots(task, config)
+    return loaded["tasks"], loaded["groups"]
+
+
+def _set_shots(task: Any, config: TaskConfig) -> None:
     if config.num_fewshot is not None:
         # Not the harness's own argument: a YAML's `num_fewshot: 0` would silently win.
         task.set_config("num_fewshot", config.num_fewshot)
-    return task
 
 
 @contextlib.contextmanager
@@ -139,33 +183,51 @@ def _stock_manager() -> Any:
     return TaskManager()
 
 
+def _is_group(entry: Any) -> bool:
+    return entry.kind.name in {"GROUP", "TAG"}
+
+
 def _refuse_groups(manager: Any, entry: Any) -> None:
-    if entry.kind.name not in {"GROUP", "TAG"}:
+    if not _is_group(entry):
         return
     leaves = _leaves(manager.task_index, entry.name, set())
     some = ", ".join(leaves[:4]) + (", …" if len(leaves) > 4 else "")
     raise UserError(
         f"setting 'task.name': '{entry.name}' is a group of {len(leaves)} tasks: "
-        f"name one of them ({some})"
+        f"name one of them ({some}); whole groups are for `muscle evaluate`"
     )
 
 
 def _leaves(index: dict[str, Any], name: str, seen: set[str]) -> list[str]:
-    """The tasks under a group or tag, in order."""
-    entry = index.get(name)
-    if entry is None or name in seen:
+    """The tasks under a group or tag, in order, each once; unknown names stand for themselves.
+
+    Tasks and groups that a group defines itself are left out: they are in no index.
+    """
+    if name in seen:
         return []
     seen.add(name)
-    if entry.kind.name == "TAG":
-        children = sorted(entry.tags)
-    elif entry.kind.name == "GROUP":
-        listed = (entry.cfg or {}).get("task") or []
-        listed = [listed] if isinstance(listed, str) else listed
-        names = [c if isinstance(c, str) else c.get("task") or c.get("group") for c in listed]
-        children = [c for c in names if isinstance(c, str)]
-    else:
+    entry = index.get(name)
+    if entry is None or not _is_group(entry):
         return [name]
-    return [leaf for child in children for leaf in _leaves(index, child, seen)]
+    if entry.kind.name == "TAG":
+        return [leaf for child in sorted(entry.tags) for leaf in _leaves(index, child, seen)]
+    return _members(index, (entry.cfg or {}).get("task") or [], seen)
+
+
+def _members(index: dict[str, Any], listed: Any, seen: set[str]) -> list[str]:
+    found = []
+    for child in [listed] if isinstance(listed, str) else listed:
+        if isinstance(child, str):
+            found += _leaves(index, child, seen)
+            continue
+        name = child.get("group") or child.get("task")
+        if name in index:
+            found += _leaves(index, name, seen)
+        elif "group" in child:
+            found += _members(index, child.get("task") or [], seen)
+        elif not {"dataset_path", "custom_dataset"} & child.keys():
+            found.append(name)  # changes of a task that is not in this index
+    return found
 
 
 def _data_overrides(config: TaskConfig, entry: Any) -> dict[str, Any]:
@@ -238,9 +300,10 @@ def _explain(config: TaskConfig, entry: Any, error: Exception) -> UserError:
     if isinstance(error, ImportError):
         return UserError(f"task '{name}' needs a Python package that is not installed: {reason}")
     if config.data_files is None and _is_about_data(error):
+        mend = "" if _is_group(entry) else ", or name local copies in task.data_files"
         return UserError(
             f"task '{name}': its data set {source} can't be loaded ({reason}): check the "
-            "network, or name local copies in task.data_files"
+            f"network{mend}"
         )
     if isinstance(error, IndexError):
         # The harness renders the first row when it builds a task.
@@ -266,18 +329,19 @@ def _is_about_data(error: Exception) -> bool:
     )
 
 
-def _refuse_kinds(name: str, task: Any) -> None:
-    """Tasks that can't be asked as text or judged one example at a time."""
-    from lm_eval.api.task import ConfigurableTask
+def _refuse_unsafe(name: str, settings: dict[str, Any] | None) -> None:
+    # Before the task is built: its metrics may run code even then.
+    if (settings or {}).get("unsafe_code"):
+        raise UserError(
+            f"setting 'task.name': task '{name}' runs code that the model wrote: refused"
+        )
 
-    reason = None
-    if not isinstance(task, ConfigurableTask):
-        reason = "is not a ConfigurableTask of the harness"
-    elif getattr(task, "MULTIMODAL", False):
-        reason = "needs images or sound"
-    elif task.OUTPUT_TYPE == "loglikelihood_rolling":
-        reason = "measures perplexity, which has no right and wrong answers"
-    elif (task.config.repeats or 1) > 1:
-        reason = f"samples {task.config.repeats} answers to each question"
-    if reason:
-        raise UserError(f"setting 'task.name': task '{name}' {reason}: that is not supported")
+
+def _refuse_kinds(name: str, task: Any) -> None:
+    """Tasks that can't be asked as text, or not safely."""
+    if getattr(task, "UNSAFE_CODE", False):
+        _refuse_unsafe(name, {"unsafe_code": True})
+    if getattr(task, "MULTIMODAL", False):
+        raise UserError(
+            f"setting 'task.name': task '{name}' needs images or sound: that is not supported"
+        )
