@@ -44,10 +44,16 @@ def fake_output(kind: str, first: str, second: str | None = None, place: int = 0
     return (loglikelihood, draw % 5 == 0)
 
 
-def fake_model() -> Any:
+def fake_model(chat: Any = None) -> Any:
+    """The fake model as the harness's `LM`; `chat` renders messages, as HFLM's method."""
     from lm_eval.api.model import LM
 
     class Fake(LM):
+        tokenizer_name = "tiny"
+
+        def apply_chat_template(self, chat_history, add_generation_prompt=True):
+            return chat(chat_history, add_generation_prompt)
+
         def loglikelihood(self, requests):
             return [fake_output("loglikelihood", *r.args) for r in requests]
 

@@ -198,7 +198,7 @@ def test_whole_data_set_metrics_only(tmp_path):
     with pytest.raises(UserError, match=r"judged by none of its metrics \(bleu say nothing"):
         load_task(config(tmp_path, "bleu"))
     write_task(tmp_path, "pairs", PAIRS, ROWS, PAIRS_CODE)
-    with pytest.raises(UserError, match="'pairs' is only an aggregate: .* judged by found"):
+    with pytest.raises(UserError, match=r"'pairs' is only an aggregate: .* judged by found"):
         load_task(config(tmp_path, "pairs", metric="pairs"))
 
 
@@ -214,7 +214,7 @@ def test_metrics_that_fail(tmp_path):
     code = PAIRS_CODE.replace("    return sum", "    import no_such_package\n    return sum")
     write_task(tmp_path, "pairs", PAIRS, ROWS, code)
     task = load_task(config(tmp_path, "pairs"))
-    with pytest.raises(UserError, match="metric 'pairs' needs a Python package.*no_such_package"):
+    with pytest.raises(UserError, match=r"metric 'pairs' needs a Python package.*no_such_package"):
         task.judge([answer(q) for q in task.queries()])
 
 

@@ -128,9 +128,9 @@ def test_groups_that_can_not_be_had(folder, tmp_path, monkeypatch):
 
     from muscle.tasks import harness
 
-    with pytest.raises(UserError, match="'task.data_files': 'all' is a group of tasks with data"):
+    with pytest.raises(UserError, match=r"'task.data_files': 'all' is a group of tasks with data"):
         load_suite(config(folder, "all", data_files=DataFiles(test="x.jsonl")))
-    with pytest.raises(UserError, match="'task.metric': no metric 'acc_norm': task 'two' can"):
+    with pytest.raises(UserError, match=r"'task.metric': no metric 'acc_norm': task 'two' can"):
         load_suite(config(folder, "sciences", metric="acc_norm"))
     stock = TaskManager(include_path=lm_eval.__path__[0] + "/tasks/piqa", include_defaults=False)
     monkeypatch.setattr(harness, "_stock_manager", lambda: stock)
