@@ -167,7 +167,7 @@ def _manager_with(name: str, include_path: str | None) -> Any:
         stock = _stock_manager()
     if name in stock.task_index:
         return stock
-    known = [*ours.all_subtasks, *stock.all_subtasks]
+    known = [*ours.all_tasks, *stock.all_tasks]
     close = get_close_matches(name, known, n=3, cutoff=0.6)
     hint = f"did you mean {', '.join(close)}?" if close else "`lm-eval ls tasks` lists them"
     raise UserError(

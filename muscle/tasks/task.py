@@ -92,6 +92,7 @@ class Task:
 
         Args:
             prompting: chat template and system instruction; without it the task's own text.
+                Whole documents (perplexity tasks) are scored as they are in any case.
 
         Raises:
             UserError: an empty split, a row that can't be rendered or has no choices, a

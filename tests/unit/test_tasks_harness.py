@@ -173,9 +173,7 @@ def test_metrics_that_cannot_decide(tmp_path):
         load_task(mine(tmp_path, CHOICE + metrics, metric="accc"))
     outputs = (Output(loglikelihood=-1.0, is_greedy=True), Output(loglikelihood=-2.0))
     answers = [Answer(str(i), outputs) for i in range(4)]
-    with pytest.raises(UserError, match=r"gives no number for 'likelihood'.*usable are acc"):
-        load_task(mine(tmp_path, CHOICE + metrics)).predictions(answers)
-    rows = load_task(mine(tmp_path, CHOICE + metrics, metric="acc")).predictions(answers)
+    rows = load_task(mine(tmp_path, CHOICE + metrics)).predictions(answers)
     assert rows[0].metrics == {"acc": 1.0}
     lower = "metric_list:\n  - {metric: exact_match, aggregation: mean, higher_is_better: false}\n"
     with pytest.raises(UserError, match="'exact_match' is better when lower"):

@@ -207,6 +207,12 @@ def test_metrics_that_fail(tmp_path):
     task = load_task(config(tmp_path, "pairs", metric="found"))
     with pytest.raises(UserError, match="example '0': the task's own metrics fail: TypeError"):
         task.predictions([answer(q) for q in task.queries()])
+    # What fails on a made-up answer is found out with a real one.
+    code = PAIRS_CODE.replace("    found", "    results[0][0]\n    found")
+    write_task(tmp_path, "pairs", PAIRS, ROWS, code)
+    task = load_task(config(tmp_path, "pairs"))
+    with pytest.raises(UserError, match=r"no number for 'pairs' of one.*usable are found, extra"):
+        task.predictions([answer(q) for q in task.queries()])
     # The mean of pairs is none, and the harness ends there: ours has the other scores.
     write_task(tmp_path, "likely", CHOICES + LIKELIHOOD + ACC, ROWS)
     task = load_task(config(tmp_path, "likely"))
