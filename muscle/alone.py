@@ -5,9 +5,11 @@ For machines that have torch, transformers and peft only, and for tests.
 
 from collections.abc import Sequence
 
+from muscle.errors import UserError
 from muscle.evaluation.job import EvaluateJob
+from muscle.evaluation.units import answer_unit, pending
 from muscle.storage import fetch
-from muscle.tables import read_queries, write_answers
+from muscle.tables import group_sizes
 from muscle.training.job import OnProgress, Progress, TrainJob
 
 
@@ -27,24 +29,37 @@ class Alone:
         for job in jobs:
             train_alone(job, on_progress, self.device)
 
-    def evaluate(self, job: EvaluateJob, on_progress: OnProgress) -> None:
-        """Load one base after the other and let its adapters answer."""
+    def evaluate(self, job: EvaluateJob, on_progress: OnProgress) -> tuple[str, ...]:
+        """Load one base after the other and let its adapters answer; returns the remarks."""
         from muscle.evaluation import Engine
 
-        queries = read_queries(job.queries)
-        total = len(queries) * len(job.outputs)
-        done = 0
-        for base in job.bases:
+        if job.backend == "vllm":
+            raise UserError("backend 'vllm' runs on Ray only: use the `muscle` command")
+        units = [pending(base) for base in job.bases]
+        total = sum(sum(group_sizes(queries.queries)) for queries, _ in job.asks())
+        done = total - sum(sum(missing.values()) for missing in units)
+        notes: dict[str, None] = {}
+
+        def answered(rows: int) -> None:
+            nonlocal done
+            done += rows
+            on_progress(Progress("evaluate", done, total, "answers"))
+
+        for base, missing in zip(job.bases, units, strict=True):
+            if not missing:
+                continue
+            adapters = base.adapters.items()
             engine = Engine(
                 base.base.model,
                 base.base.revision,
-                {label: fetch(path) for label, path in base.adapters.items()},
+                {name: None if path is None else fetch(path) for name, path in adapters},
                 job.dtype,
                 job.scoring_tokens,
                 max_length=job.max_length,
                 device=self.device,
+                continuous=job.backend == "continuous",
             )
-            for label in base.adapters:
-                write_answers(job.outputs[label], engine.answer(label, queries))
-                done += len(queries)
-                on_progress(Progress("evaluate", done, total, "answers"))
+            notes.update(dict.fromkeys(engine.notes))
+            for unit in missing:
+                answer_unit(engine, base, unit, answered)
+        return tuple(notes)

@@ -2,6 +2,8 @@
 
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -63,8 +65,84 @@ def run(
     """
     from muscle.commands import run_experiment
 
-    try:
+    with stoppable():
         run_experiment(experiment, set_ or [], output, dry_run, address, debug)
+
+
+@app.command()
+def evaluate(
+    task: Annotated[
+        list[str],
+        typer.Option(
+            help="A lm-evaluation-harness task or group (several: repeat, or separate with "
+            "commas), or a YAML file with a task's settings."
+        ),
+    ],
+    model: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME=BASE[+ADAPTER]",
+            help="A model to ask and a name for it; BASE is a directory, a hub id (ID@REVISION) "
+            "or testbed:v1. Repeat for several.",
+        ),
+    ],
+    output: Annotated[str, typer.Option(help="Where predictions go. Any fsspec path.")],
+    include_path: Annotated[
+        str | None, typer.Option(help="A folder of your own harness YAMLs.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first N examples of a task.")] = None,
+    num_fewshot: Annotated[int | None, typer.Option(help="Few-shot examples in a prompt.")] = None,
+    apply_chat_template: Annotated[
+        bool, typer.Option("--apply-chat-template", help="Speak through the chat template.")
+    ] = False,
+    chat_template: Annotated[
+        str | None, typer.Option(help="The same, with the template of this name.")
+    ] = None,
+    system_instruction: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
+    fewshot_as_multiturn: Annotated[
+        bool, typer.Option("--fewshot-as-multiturn", help="Few-shot examples as turns of a chat.")
+    ] = False,
+    backend: Annotated[
+        str, typer.Option(help="What writes answers: transformers, continuous or vllm.")
+    ] = "transformers",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    repeat: Annotated[
+        int, typer.Option(help="Ask so often, and print what changes: the engine's own noise.")
+    ] = 1,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="E.g. resources.max_actors=4."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the steps, do nothing.")] = False,
+    address: Annotated[
+        str | None, typer.Option(help="A Ray cluster; default RAY_ADDRESS, else this machine.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Let any models answer any tasks: predictions, scores, and the harness's own numbers.
+
+    Run it again to go on from where it stopped.
+    """
+    from muscle.commands import evaluate_models
+    from muscle.experiment import given_settings
+
+    settings = given_settings(task, model, include_path, num_fewshot)
+    settings["prompting"] = {
+        "apply_chat_template": chat_template or apply_chat_template,
+        "system_instruction": system_instruction,
+        "fewshot_as_multiturn": fewshot_as_multiturn,
+    }
+    settings["evaluation"] = {"limit": limit, "backend": backend, "dtype": dtype}
+    settings["repeat"] = repeat
+    with stoppable():
+        evaluate_models(settings, set_ or [], output, dry_run, address, debug)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Ctrl-C is a way to stop, not an error."""
+    try:
+        yield
     except KeyboardInterrupt:
         print("muscle: stopped; run the same command again to go on", file=sys.stderr)
         raise typer.Exit(130) from None

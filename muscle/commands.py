@@ -1,22 +1,37 @@
 """What the commands do, once parsed: the seam between the terminal and the rooms."""
 
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
+from muscle.artifacts import Store
+from muscle.config import ResourcesConfig
 from muscle.display import ProgressDisplay
 from muscle.errors import UserError
-from muscle.experiment import load_experiment
+from muscle.evaluate import (
+    Evaluated,
+    Evaluating,
+    check_evaluation_output,
+    evaluation_store,
+    plan_evaluation,
+)
+from muscle.experiment import build_evaluation, load_experiment
 from muscle.pipeline import Outcome, Pipeline, check_output, open_store
-from muscle.plan import Plan, make_plan
-from muscle.report import print_examples, print_table
+from muscle.plan import Plan, Step, make_plan
+from muscle.report import print_examples, print_scores, print_table
 from muscle.report.text import one_line
 from muscle.training.settings import check_settings
+
+if TYPE_CHECKING:
+    from muscle.launch.ray_launcher import RayLauncher
 
 # Libraries' notices to other libraries; nothing a user could mend.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\b")
@@ -42,22 +57,61 @@ def run_experiment(
     console = Console()
     with console.status("reading task, data and models"):
         plan = make_plan(experiment)
-    for note in plan.notes:
-        console.print(f"note: {note}", style="yellow", highlight=False, markup=False)
+    show_notes(plan.notes, console)
     if dry_run:
         show_plan(plan, output, console)
         return
+    with ray_launcher(experiment.resources, address, debug) as launcher:
+        with ProgressDisplay(console) as display:
+            outcome = Pipeline(plan, output, launcher, display).run()
+    show_outcome(outcome, console)
+
+
+def evaluate_models(
+    settings: dict[str, Any],
+    overrides: Sequence[str],
+    output: str,
+    dry_run: bool,
+    address: str | None,
+    debug: bool,
+) -> None:
+    """`muscle evaluate`: plan, then ask or show what would be asked.
+
+    Raises:
+        UserError: whatever a user can mend.
+    """
+    config = build_evaluation(settings, overrides)
+    console = Console()
+    with console.status("reading tasks, data and models"):
+        plan = plan_evaluation(config)
+    check_evaluation_output(plan, output)
+    if dry_run:
+        show_steps("evaluation", plan.steps(), evaluation_store(config, output), console)
+        return
+    with ray_launcher(config.resources, address, debug) as launcher:
+        with ProgressDisplay(console) as display:
+            done = Evaluating(plan, output, launcher, display).run()
+    show_evaluated(done, console)
+
+
+@contextmanager
+def ray_launcher(
+    resources: ResourcesConfig, address: str | None, debug: bool
+) -> "Iterator[RayLauncher]":
+    """A launcher for a cluster or this machine, closed at the end.
+
+    Raises:
+        UserError: nothing listens at the address.
+    """
     from muscle.launch.cluster import check_reachable
     from muscle.launch.ray_launcher import RayLauncher
 
     check_reachable(address)
-    launcher = RayLauncher(experiment.resources, address, debug)
+    launcher = RayLauncher(resources, address, debug)
     try:
-        with ProgressDisplay(console) as display:
-            outcome = Pipeline(plan, output, launcher, display).run()
+        yield launcher
     finally:
         launcher.close()
-    show_outcome(outcome, console)
 
 
 def show_plan(plan: Plan, output: str, console: Console) -> None:
@@ -65,12 +119,49 @@ def show_plan(plan: Plan, output: str, console: Console) -> None:
     settings = yaml.safe_dump(plan.experiment.model_dump(), sort_keys=False, allow_unicode=True)
     console.print(Syntax(settings, "yaml", background_color="default", word_wrap=True))
     store = open_store(plan.experiment, output)
-    table = Table("step", "artifact", "state", title=f"steps of {plan.experiment.name}")
-    for step in plan.steps():
+    show_steps(plan.experiment.name, plan.steps(), store, console)
+    console.print(f"results would go to {output}", highlight=False, markup=False)
+
+
+def show_steps(name: str, steps: Sequence[Step], store: Store, console: Console) -> None:
+    """Print for every step whether it would run."""
+    table = Table("step", "artifact", "state", title=f"steps of {name}")
+    for step in steps:
         there = store.find(step.kind, step.key) is not None
         table.add_row(step.label, f"{step.kind}/{step.key}", "reuse" if there else "run")
     console.print(table)
-    console.print(f"results would go to {output}", highlight=False, markup=False)
+
+
+def show_evaluated(done: Evaluated, console: Console) -> None:
+    """Print the scores, remarks, why answers are unscored, and the path.
+
+    Raises:
+        UserError: not one example could be scored.
+    """
+    print_scores(done.result, console)
+    show_notes(done.notes, console)
+    tasks = [t for v in done.result["versions"].values() for t in v["tasks"].values()]
+    errors: Counter[str] = Counter()
+    for task in tasks:
+        errors.update(task["errors"])
+    show_errors(dict(errors.most_common()), console)
+    console.print(done.path, highlight=False, markup=False, soft_wrap=True)
+    if errors and not any(task["n"] for task in tasks):
+        raise UserError(f"no example could be scored: {one_line(next(iter(errors)))}")
+
+
+def show_errors(errors: Mapping[str, int], console: Console) -> None:
+    """Print why answers are unscored, the five commonest reasons."""
+    for reason, count in list(errors.items())[:5]:
+        text = f"unscored: {count} answers: {one_line(reason)}"
+        console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
+def show_notes(notes: Sequence[str], console: Console) -> None:
+    """Print remarks, each on a line."""
+    for note in notes:
+        text = f"note: {one_line(note)}"
+        console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def show_outcome(outcome: Outcome, console: Console) -> None:
@@ -81,9 +172,8 @@ def show_outcome(outcome: Outcome, console: Console) -> None:
     """
     print_table(outcome.report, console)
     print_examples(outcome.examples[:1], console)
-    for reason, count in list(outcome.errors.items())[:5]:
-        text = f"unscored: {count} answers: {one_line(reason)}"
-        console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    show_notes(outcome.notes, console)
+    show_errors(outcome.errors, console)
     for path in (outcome.report_md, outcome.report_json):
         console.print(path, highlight=False, markup=False, soft_wrap=True)
     if outcome.errors and all(task["n"] == 0 for task in outcome.report["tasks"].values()):

@@ -6,6 +6,7 @@ artifact's key (`muscle.pipeline.keys`); what sits under `resources` and `storag
 never is.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -18,6 +19,8 @@ MaskName = Literal[
     "always-old",
     "never-old",
 ]
+
+BackendName = Literal["transformers", "continuous", "vllm"]
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -169,11 +172,17 @@ class CompatibilityConfig(Part):
 
 
 class EvaluationConfig(Part):
-    """How the three models are scored."""
+    """How models are scored.
 
-    dtype: Literal["float32", "bfloat16"] | None = None  # default: the training dtype
+    `backend` says what writes generated answers: transformers in batches, transformers'
+    continuous batching (GPU), or vLLM (the extra `muscle-llm[vllm]`). Given answers are always
+    scored by our own engine.
+    """
+
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # default: the training dtype
     limit: Positive | None = None
     max_length: Positive | None = None  # default: the model's context window
+    backend: BackendName = "transformers"
 
 
 class ResourcesConfig(Part):
@@ -254,3 +263,37 @@ class Experiment(Part):
         names = ("learning_rate", "epochs", "warmup_steps")
         given = {name: getattr(self.compatibility, name) for name in names}
         return self.training.model_copy(update={k: v for k, v in given.items() if v is not None})
+
+
+class PromptingConfig(Part):
+    """How a model is spoken to, as lm-evaluation-harness's options of the same names.
+
+    `apply_chat_template` is true, or the name of one of a tokenizer's templates.
+    """
+
+    apply_chat_template: bool | str = False
+    system_instruction: str | None = None
+    fewshot_as_multiturn: bool = False
+
+
+class Evaluation(Part):
+    """`muscle evaluate`: any models, by names of their own, on any tasks.
+
+    `repeat` asks every model so often, to see how much of a difference is rounding.
+    """
+
+    tasks: Annotated[list[TaskConfig], Field(min_length=1)]
+    models: Annotated[dict[str, VersionConfig], Field(min_length=1)]
+    prompting: PromptingConfig = PromptingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    repeat: Positive = 1
+    storage: str | None = None  # where artifacts live; default: OUTPUT/artifacts
+
+    @field_validator("models")
+    @classmethod
+    def _names_are_folders(cls, models: dict[str, VersionConfig]) -> dict[str, VersionConfig]:
+        for name in models:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name == "artifacts":
+                raise ValueError(f"{name!r} can't be a model's name: use letters, digits and ._-")
+        return models

@@ -4,13 +4,15 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from muscle.config import Experiment
+from muscle.config import Evaluation, Experiment, TaskConfig
 from muscle.errors import UserError
+
+P = TypeVar("P", bound=BaseModel)
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _PATHS = ("include_path", "train", "test", "validation", "adapter", "model")
@@ -27,30 +29,109 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
         UserError: missing or malformed file, unset variable, unknown or invalid key.
     """
     file = Path(path)
+    raw = _read(file, "experiment file")
+    for override in overrides:
+        _apply(raw, override)
+    return _locate(_validated(Experiment, _expand(raw, ""), str(file)), file.parent)
+
+
+def load_task_settings(path: str | Path) -> TaskConfig:
+    """The task of a YAML file: its settings alone, or those under `task` of an experiment.
+
+    Raises:
+        UserError: as `load_experiment`.
+    """
+    file = Path(path)
+    raw = _read(file, "task file")
+    settings = raw.get("task", raw)
+    if isinstance(settings, str):
+        settings = {"name": settings}
+    return _locate(_validated(TaskConfig, _expand(settings, "task"), str(file)), file.parent)
+
+
+def given_settings(
+    tasks: Sequence[str],
+    models: Sequence[str],
+    include_path: str | None = None,
+    num_fewshot: int | None = None,
+) -> dict[str, Any]:
+    """The `tasks` and `models` of an `Evaluation`, from what is typed.
+
+    Args:
+        tasks: names, several in one with commas, or YAML files.
+        models: NAME=BASE[+ADAPTER]; a BASE that isn't a path may end with @REVISION.
+
+    Raises:
+        UserError: a model that isn't written so, a name given twice, a bad task file.
+    """
+    found: list[dict[str, Any]] = []
+    for text in tasks:
+        if text.endswith((".yaml", ".yml")):
+            found.append(load_task_settings(text).model_dump())
+        else:
+            found += [{"name": name.strip()} for name in text.split(",") if name.strip()]
+    given = {"include_path": include_path, "num_fewshot": num_fewshot}
+    for task in found:
+        task.update({k: v for k, v in given.items() if v is not None})
+    versions: dict[str, Any] = {}
+    for text in models:
+        name, equals, rest = text.partition("=")
+        if not equals or not name or not rest:
+            raise UserError(f"--model {text!r}: write it as NAME=BASE or NAME=BASE+ADAPTER")
+        if name in versions:
+            raise UserError(f"--model: the name '{name}' is given twice")
+        versions[name] = _model(rest)
+    return {"tasks": found, "models": versions}
+
+
+def _model(text: str) -> dict[str, str]:
+    """BASE[@REVISION][+ADAPTER]; an existing path may itself hold '+' or '@'."""
+    base, plus, adapter = (text, "", "") if os.path.exists(text) else text.rpartition("+")
+    if not plus:
+        base = text
+    found = {"model": base}
+    if not os.path.exists(base) and "@" in base:
+        found["model"], _, found["revision"] = base.rpartition("@")
+    return found | ({"adapter": adapter} if plus else {})
+
+
+def build_evaluation(settings: dict[str, Any], overrides: Sequence[str] = ()) -> Evaluation:
+    """An `Evaluation` of nested settings with `key.sub=value` overrides applied.
+
+    Raises:
+        UserError: unknown or invalid key.
+    """
+    for override in overrides:
+        _apply(settings, override)
+    return _validated(Evaluation, settings, "")
+
+
+def _read(file: Path, what: str) -> dict[str, Any]:
     try:
         raw = yaml.load(file.read_text(encoding="utf-8"), _Loader)  # a SafeLoader
     except FileNotFoundError:
-        raise UserError(f"experiment file {file} does not exist") from None
+        raise UserError(f"{what} {file} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"experiment file {file} can't be read: {error}") from None
+        raise UserError(f"{what} {file} can't be read: {error}") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date like 2024-13-45
-        raise UserError(f"experiment file {file} is not YAML: {_one_line(error)}") from None
+        raise UserError(f"{what} {file} is not YAML: {_one_line(error)}") from None
     if not isinstance(raw, dict):
-        raise UserError(f"experiment file {file} must be a mapping of settings, see the README")
-    for override in overrides:
-        _apply(raw, override)
-    expanded = _expand(raw, "")
+        raise UserError(f"{what} {file} must be a mapping of settings, see the README")
+    return raw
+
+
+def _validated(kind: type[P], settings: Any, where: str) -> P:
     try:
-        experiment = Experiment.model_validate(expanded)
+        return kind.model_validate(settings)
     except ValidationError as error:
-        raise UserError(f"{file}: {describe(error)}") from None
-    return _locate(experiment, file.parent)
+        text = describe(error, kind)
+        raise UserError(f"{where}: {text}" if where else text) from None
 
 
-def describe(error: ValidationError) -> str:
+def describe(error: ValidationError, root: type[BaseModel] = Experiment) -> str:
     """The first problem of a validation error as `setting 'a.b' is VALUE: what to do`."""
     problems = error.errors(include_url=False)
-    first, wheres = problems[0], [_where(problem["loc"]) for problem in problems]
+    first, wheres = problems[0], [_where(problem["loc"], root) for problem in problems]
     where = wheres[0]
     # A setting of two types (a number or 'auto') has a problem with each of them.
     same = [p["msg"] for p, w in zip(problems, wheres, strict=True) if w == where]
@@ -58,35 +139,35 @@ def describe(error: ValidationError) -> str:
     others = len(set(wheres)) - 1
     more = f" (and {others} more)" if others else ""
     if first["type"] == "extra_forbidden":
-        return f"unknown setting '{where}'{_nearest(where)}{more}"
+        return f"unknown setting '{where}'{_nearest(where, root)}{more}"
     if first["type"] == "missing":
         return f"setting '{where}' is missing{more}"
     if first["type"] == "value_error":
         return f"setting '{where}': {message}{more}" if where else f"{message}{more}"
     if first["type"] == "model_type":
-        names = ", ".join(getattr(_part(where.split(".")), "model_fields", {}))
+        names = ", ".join(getattr(_part(where.split("."), root), "model_fields", {}))
         message = f"give a group of settings ({names})"
     value = repr(first["input"])
     value = value if len(value) <= 80 else value[:77] + "..."
     return f"setting '{where}' is {value}: {message}{more}"
 
 
-def _where(loc: tuple[int | str, ...]) -> str:
+def _where(loc: tuple[int | str, ...], root: type[BaseModel]) -> str:
     """The setting's name from pydantic's location, without its tags for unions and validators."""
-    part: Any = Experiment
+    part: Any = root
     names: list[str] = []
     for name in loc:
         if part is not None:
             names.append(str(name))
-            part = _part(names)
+            part = _part(names, root)
         elif isinstance(name, int):
             names.append(str(name))
     return ".".join(names)
 
 
-def _part(names: Sequence[str]) -> Any:
+def _part(names: Sequence[str], root: type[BaseModel]) -> Any:
     """The model that the setting holds (or can hold), None if it holds none."""
-    part: Any = Experiment
+    part: Any = root
     for name in names:
         field = part.model_fields.get(name) if part else None
         types = (field.annotation, *get_args(field.annotation)) if field else ()
@@ -95,12 +176,12 @@ def _part(names: Sequence[str]) -> Any:
     return part
 
 
-def _nearest(where: str) -> str:
+def _nearest(where: str, root: type[BaseModel]) -> str:
     """A suggestion for a misspelt setting, or the empty string."""
     from difflib import get_close_matches
 
     *parents, last = where.split(".")
-    names = list(getattr(_part(parents), "model_fields", {}))
+    names = list(getattr(_part(parents, root), "model_fields", {}))
     close = get_close_matches(last, names, n=1)
     if close:
         return f": did you mean '{close[0]}'?"
@@ -164,8 +245,8 @@ def _expand(value: Any, where: str) -> Any:
     return _VARIABLE.sub(replace, value)
 
 
-def _locate(experiment: Experiment, folder: Path) -> Experiment:
-    """Make relative paths that exist beside the experiment file absolute."""
+def _locate(settings: P, folder: Path) -> P:
+    """Make relative paths that exist beside the settings' file absolute."""
 
     def walk(value: Any, key: str) -> Any:
         if isinstance(value, dict):
@@ -176,7 +257,7 @@ def _locate(experiment: Experiment, folder: Path) -> Experiment:
                     return str(candidate.resolve())
         return value
 
-    return Experiment.model_validate(walk(experiment.model_dump(), ""))
+    return type(settings).model_validate(walk(settings.model_dump(), ""))
 
 
 def _one_line(error: Exception) -> str:

@@ -5,32 +5,25 @@ run training and evaluation (`muscle.launch` on Ray, `muscle.alone` in this proc
 """
 
 import platform
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version as library_version
 from pathlib import Path
 from typing import Any, Protocol
 
 from muscle import __version__, storage
-from muscle.artifacts import Artifact, Store
+from muscle.artifacts import Store
 from muscle.config import Experiment
 from muscle.errors import UserError
-from muscle.evaluation.job import BaseJob, EvaluateJob
+from muscle.evaluation.job import EvaluateJob
 from muscle.losses.needs import needed_teachers
 from muscle.metrics.pairing import Predictions
 from muscle.plan import Plan, Run, Step, training_split
+from muscle.predict import Predictor, Wanted
 from muscle.report import build_report, pick_examples, write_report
-from muscle.tables import (
-    read_answers,
-    read_predictions,
-    write_examples,
-    write_predictions,
-    write_queries,
-)
+from muscle.steps import Workshop
+from muscle.tables import read_predictions, write_examples, write_predictions
 from muscle.training.job import OnProgress, Progress, TrainJob
 from muscle.training.settings import read_deepspeed
 from muscle.types import VERSIONS, Prediction, Version
@@ -49,8 +42,8 @@ class Launcher(Protocol):
         """Train every job's adapter into its `output`."""
         ...
 
-    def evaluate(self, job: EvaluateJob, on_progress: OnProgress) -> None:
-        """Write every label's answers to its output."""
+    def evaluate(self, job: EvaluateJob, on_progress: OnProgress) -> tuple[str, ...]:
+        """Write every ask's answers; returns remarks."""
         ...
 
 
@@ -63,6 +56,7 @@ class Outcome:
     report_md: str
     examples: list[Any]
     errors: dict[str, int]  # why answers are unscored, the commonest first
+    notes: tuple[str, ...] = ()  # what the engines had to say
 
 
 class Pipeline:
@@ -75,6 +69,14 @@ class Pipeline:
         self.store = open_store(plan.experiment, output)
         self.launcher = launcher
         self.on_progress = on_progress
+        self.workshop = Workshop(self.store, on_progress)
+        self.predictor = Predictor(
+            self.workshop,
+            launcher,
+            self.experiment.evaluation,
+            self.experiment.evaluation.dtype or self.experiment.training.dtype,
+            self.experiment.resources,
+        )
 
     def run(self) -> Outcome:
         """Do what is missing, then write predictions, adapters and the report.
@@ -84,15 +86,14 @@ class Pipeline:
         """
         check_output(self.experiment, self.output)
         steps = self.plan.steps()
-        missing = self._missing(steps)
+        missing = self.workshop.missing(steps)
         if any(step.kind not in ("examples", "queries") for step in missing):
             self.launcher.prepare(self.on_progress)
         claim_output(self.experiment, self.output)
         for step in steps:
             if step not in missing:
                 self.on_progress(Progress(step.label, 1, 1, "artifact", "reused"))
-        self._once(self.plan.examples, self._write_examples)
-        self._once(self.plan.queries, self._write_queries)
+        self.workshop.once(self.plan.examples, self._write_examples)
         self._train([s for s in steps if s.kind == "task-adapter"])
         self._train([s for s in steps if s.kind == "compat-adapter"])
         self._evaluate()
@@ -100,40 +101,20 @@ class Pipeline:
 
     # --- steps ------------------------------------------------------------------------
 
-    def _once(self, step: Step, make: Callable[[Path], dict[str, Any]]) -> Artifact:
-        """The artifact of a step that runs here, on the driver."""
-        found = self.store.find(step.kind, step.key)
-        if found is not None:
-            return found
-        with self._leases([step]):
-            found = self.store.find(step.kind, step.key)
-            if found is not None:
-                return found
-            attempt = self.store.new_attempt(step.kind, step.key)
-            with tempfile.TemporaryDirectory() as temporary:
-                notes = make(Path(temporary))
-                storage.upload(Path(temporary), attempt)
-            return self.store.commit(step.kind, step.key, attempt, step.inputs, notes)
-
     def _write_examples(self, folder: Path) -> dict[str, Any]:
         train, validation = training_split(self.experiment, self.plan.task)
         write_examples(folder / "train.parquet", train)
         write_examples(folder / "validation.parquet", validation)
         return {"train": len(train), "validation": len(validation)}
 
-    def _write_queries(self, folder: Path) -> dict[str, Any]:
-        queries = self.plan.task.queries(self.experiment.evaluation.limit)
-        write_queries(folder / "queries.parquet", queries)
-        return {"queries": len(queries)}
-
     def _train(self, steps: Sequence[Step]) -> None:
-        missing = self._missing(steps)
+        missing = self.workshop.missing(steps)
         if not missing:
             return
-        with self._leases(missing):
+        with self.workshop.leases(missing):
             attempts = {
                 (s.kind, s.key): self.store.new_attempt(s.kind, s.key)
-                for s in self._missing(missing)
+                for s in self.workshop.missing(missing)
             }
             jobs = {key: self._train_job(key, attempt) for key, attempt in attempts.items()}
             self.launcher.train(list(jobs.values()), self.on_progress)
@@ -194,50 +175,19 @@ class Pipeline:
 
     def _evaluate(self) -> None:
         """Answer and judge all missing versions: one pass, one pool for each base."""
-        wanted = {s.key: who for who, s in self.plan.predictions.items()}
-        missing = self._missing([self.plan.predictions[who] for who in wanted.values()])
-        if not missing:
-            return
-        with self._leases(missing), tempfile.TemporaryDirectory() as temporary:
-            labels = {s.key: wanted[s.key] for s in self._missing(missing)}
-            outputs = {key: f"{temporary}/{key}.parquet" for key in labels}
-            if labels:
-                self.launcher.evaluate(self._evaluate_job(labels, outputs), self.on_progress)
-            for step in missing:
-                if step.key in labels:
-                    self._judge(step, labels[step.key], outputs[step.key])
-
-    def _evaluate_job(
-        self, labels: dict[str, tuple[Version, Run]], outputs: dict[str, str]
-    ) -> EvaluateJob:
-        queries = self.store.find("queries", self.plan.queries.key)
-        assert queries is not None
-        bases = []
-        for base, versions in ((self.plan.old, ("old",)), (self.plan.new, ("new", "compat"))):
-            adapters = {k: self._adapter(*who) for k, who in labels.items() if who[0] in versions}
-            if adapters:
-                config = base.config.model_copy(update={"adapter": None})
-                bases.append(BaseJob(config, adapters))
-        return EvaluateJob(
-            queries=queries.file("queries.parquet"),
-            bases=tuple(bases),
-            outputs=outputs,
-            dtype=self.experiment.evaluation.dtype or self.experiment.training.dtype,
-            max_length=self.experiment.evaluation.max_length,
-            scoring_tokens=self.experiment.resources.scoring_tokens,
-        )
-
-    def _judge(self, step: Step, who: tuple[Version, Run], answers: str) -> None:
-        """Let the task decide what is right, and commit one version's predictions."""
-        limit = self.experiment.evaluation.limit
-        predictions = self.plan.task.predictions(read_answers(answers), limit)
-        attempt = self.store.new_attempt(step.kind, step.key)
-        with tempfile.TemporaryDirectory() as temporary:
-            write_predictions(Path(temporary) / "predictions.parquet", predictions)
-            storage.upload(Path(temporary), attempt)
-        unscored = sum(p.score is None for p in predictions)
-        notes = {"n": len(predictions), "unscored": unscored, "version": who[0]}
-        self.store.commit(step.kind, step.key, attempt, step.inputs, notes)
+        several = len(self.experiment.runs) > 1
+        wanted = [
+            Wanted(
+                step=step,
+                version=f"{version}-{run[0]}-{run[1]}" if several else version,
+                task=self.plan.task,
+                queries=self.plan.queries,
+                base=self.plan.base(version),
+                adapter=self._adapter(version, run),
+            )
+            for (version, run), step in self.plan.predictions.items()
+        ]
+        self.predictor.run(wanted)
 
     # --- the end ----------------------------------------------------------------------
 
@@ -254,7 +204,9 @@ class Pipeline:
         self.on_progress(Progress("report", 1, 1, "report"))
         rows = (p for versions in predictions.values() for ps in versions.values() for p in ps)
         errors = Counter(p.error for p in rows if p.error is not None)
-        return Outcome(report, report_json, report_md, examples, dict(errors.most_common()))
+        unscored = dict(errors.most_common())
+        notes = self.predictor.notes
+        return Outcome(report, report_json, report_md, examples, unscored, notes)
 
     def _predictions(self, version: Version, run: Run) -> list[Prediction]:
         """A version's predictions; leaves them and its adapter in the output folder."""
@@ -294,23 +246,6 @@ class Pipeline:
             "libraries": {name: library_version(name) for name in LIBRARIES},
             "python": platform.python_version(),
         }
-
-    # --- bookkeeping ------------------------------------------------------------------
-
-    def _missing(self, steps: Sequence[Step]) -> list[Step]:
-        return [s for s in steps if self.store.find(s.kind, s.key) is None]
-
-    @contextmanager
-    def _leases(self, steps: Sequence[Step]) -> Iterator[None]:
-        """Hold the leases of all steps; always taken in one order, so no two drivers deadlock."""
-        with ExitStack() as stack:
-            for step in sorted(steps, key=lambda s: (s.kind, s.key)):
-                waiting = partial(self._waiting, step)
-                stack.enter_context(self.store.lease(step.kind, step.key, waiting))
-            yield
-
-    def _waiting(self, step: Step, holder: str) -> None:
-        self.on_progress(Progress(step.label, 0, 1, "steps", f"waits for another run ({holder})"))
 
 
 def open_store(experiment: Experiment, output: str) -> Store:

@@ -11,13 +11,13 @@ from typing import Any
 
 from muscle import storage
 from muscle.artifacts import key_of
-from muscle.config import Experiment, TrainingConfig, VersionConfig
+from muscle.config import EvaluationConfig, Experiment, TrainingConfig, VersionConfig
 from muscle.errors import UserError
 from muscle.models.compatibility import check_targets
 from muscle.tasks import Task, limit_examples, load_task, split
 from muscle.types import VERSIONS, TrainingExample, Version
 
-RECIPES = {"examples": 1, "queries": 1, "task-adapter": 1, "compat-adapter": 1, "predictions": 2}
+RECIPES = {"examples": 1, "queries": 1, "task-adapter": 1, "compat-adapter": 1, "predictions": 3}
 
 Run = tuple[int, int]
 """(seed of the task adapters, seed of the compatibility adapter)."""
@@ -78,7 +78,7 @@ def make_plan(experiment: Experiment) -> Plan:
         UserError: whatever is wrong with task, data, models, adapters or tokenizers.
     """
     task = load_task(experiment.task)
-    old, new = (_base(version, name) for name, version in _versions(experiment))
+    old, new = (resolve_base(version, name) for name, version in _versions(experiment))
     _check_tokenizers(experiment)
     for given in (experiment.old, experiment.new):
         if given.adapter is None and experiment.adapter.targets != "all-linear":
@@ -120,7 +120,8 @@ def _versions(experiment: Experiment) -> list[tuple[str, VersionConfig]]:
     return [("old", experiment.old), ("new", experiment.new)]
 
 
-def _base(version: VersionConfig, name: str) -> Base:
+def resolve_base(version: VersionConfig, name: str) -> Base:
+    """A version pinned to what its files are now; errors say whose they are."""
     try:
         return _resolve(version)
     except UserError as error:
@@ -249,12 +250,36 @@ def _predictions(
     queries: Step,
     run: Run,
 ) -> Step:
-    inputs = {
-        "base": base.fingerprint,
-        "adapter": _identity(base, adapter),
-        "queries": queries.key,
-        "dtype": experiment.evaluation.dtype or experiment.training.dtype,
-        "max_length": experiment.evaluation.max_length,
-    }
     seed = run[1] if version == "compat" else run[0]
-    return Step("predictions", _label(experiment, f"evaluate {version}", seed), inputs)
+    return predictions_step(
+        _label(experiment, f"evaluate {version}", seed),
+        base,
+        _identity(base, adapter),
+        queries,
+        experiment.evaluation,
+        experiment.evaluation.dtype or experiment.training.dtype,
+    )
+
+
+def predictions_step(
+    label: str,
+    base: Base,
+    adapter: str | None,
+    queries: Step,
+    evaluation: EvaluationConfig,
+    dtype: str,
+    repeat: int = 0,
+) -> Step:
+    """The step of one version's predictions; `adapter` is what stands for it in keys."""
+    inputs: dict[str, Any] = {
+        "base": base.fingerprint,
+        "adapter": adapter,
+        "queries": queries.key,
+        "dtype": dtype,
+        "max_length": evaluation.max_length,
+    }
+    if evaluation.backend != "transformers":
+        inputs["backend"] = evaluation.backend
+    if repeat:
+        inputs["repeat"] = repeat
+    return Step("predictions", label, inputs)

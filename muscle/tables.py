@@ -7,7 +7,8 @@ None and the empty list all come back as they went.
 `*_to_row` and `row_to_*` turn records into plain dicts and back: Ray Data moves rows.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -160,9 +161,26 @@ def read_examples(path: str | Path) -> list[TrainingExample]:
     return [row_to_example(row) for row in _read(path, EXAMPLE_SCHEMA)]
 
 
-def write_queries(path: str | Path, queries: Sequence[Query]) -> None:
-    """Write queries; the file appears whole or not at all."""
-    _write(path, map(query_to_row, queries), QUERY_SCHEMA)
+GROUP_ROWS = 128
+"""Queries of a row group, the unit in which evaluation works and goes on after a stop."""
+
+
+def write_queries(path: str | Path, queries: Sequence[Query], group_rows: int = GROUP_ROWS) -> None:
+    """Write queries in groups of `group_rows`; the file appears whole or not at all."""
+    _write(path, map(query_to_row, queries), QUERY_SCHEMA, group_rows)
+
+
+def group_sizes(path: str | Path) -> list[int]:
+    """How many queries each group of a file has. Raises UserError: no such file, not ours."""
+    with _open(path) as file:
+        metadata = file.metadata
+        return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+
+
+def read_query_group(path: str | Path, group: int) -> list[Query]:
+    """One group of a file of queries. Raises UserError: no such file, not ours."""
+    with _open(path) as file:
+        return [row_to_query(row) for row in _rows(path, file.read_row_group(group), QUERY_SCHEMA)]
 
 
 def read_queries(path: str | Path) -> list[Query]:
@@ -194,25 +212,38 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _write(path: str | Path, rows: Iterable[Row], schema: pa.Schema) -> None:
+def _write(
+    path: str | Path, rows: Iterable[Row], schema: pa.Schema, group_rows: int | None = None
+) -> None:
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), sink, compression="zstd")
+    table = pa.Table.from_pylist(list(rows), schema=schema)
+    pq.write_table(table, sink, compression="zstd", row_group_size=group_rows)
     write_bytes(str(path), sink.getvalue().to_pybytes())
 
 
 def _read(path: str | Path, schema: pa.Schema) -> list[Row]:
+    with _open(path) as file:
+        return _rows(path, file.read(), schema)
+
+
+@contextmanager
+def _open(path: str | Path) -> Iterator[pq.ParquetFile]:
+    """The Parquet file at a path; what can't be read of it becomes one line."""
     files, where = filesystem(str(path))
     try:
         with files.open(where, "rb") as file:
-            data = file.read()
+            yield pq.ParquetFile(file)
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file") from error
-    except OSError as error:
-        raise UserError(f"{path}: can't be read: {_line(error)}") from error
-    try:
-        table = pq.read_table(pa.BufferReader(data))
-    except (pa.ArrowException, OSError) as error:
+    except pa.ArrowException as error:
         raise UserError(f"{path}: is not a whole Parquet file: {_line(error)}") from error
+    except OSError as error:
+        # Arrow reports damaged pages as OSErrors without a number.
+        what = "can't be read" if error.errno else "is not a whole Parquet file"
+        raise UserError(f"{path}: {what}: {_line(error)}") from error
+
+
+def _rows(path: str | Path, table: pa.Table, schema: pa.Schema) -> list[Row]:
     _check_columns(path, table, schema)
     try:
         rows: list[Row] = table.select(schema.names).cast(schema).to_pylist()

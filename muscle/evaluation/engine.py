@@ -67,6 +67,7 @@ class Engine:
         threads: int | None = None,
         seed: int = 0,
         base_fingerprint: str | None = None,
+        continuous: bool = False,
     ) -> None:
         import torch
 
@@ -83,6 +84,7 @@ class Engine:
             )
         self.max_length = max_length or window
         self.seed = seed
+        self.notes: tuple[str, ...] = ()
         self.encoder = Encoder(self.tokenizer)
         self.model: Any = base
         self.batch_tokens = batch_tokens or BATCH_TOKENS[self.model.device.type]

@@ -1,9 +1,17 @@
-"""Evaluate with Ray Data: queries stream through one actor pool for each base."""
+"""Evaluate with Ray Data: units of queries stream through one actor pool for each base.
 
-import json
-import math
+A row of the stream is the name of a unit, a group of queries in a Parquet file; its actor reads
+the queries and writes the answers' Parquet part itself. So nothing passes through the
+driver, whose memory doesn't grow with the rows, and what is written is what is kept: a stopped
+evaluation goes on with the units that lack a part. (Ray Data's own row checkpoints commit
+only what has passed all pools, and took longer to resume 20,000 finished rows than to score
+them.)
+"""
+
+import os
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -15,163 +23,161 @@ from muscle import storage
 from muscle.config import ResourcesConfig
 from muscle.errors import UserError
 from muscle.evaluation.job import BaseJob, EvaluateJob
+from muscle.evaluation.units import Answerer, Unit, WorkerBrokenError, answer_unit, pending
 from muscle.launch import cluster
 from muscle.launch.progress import watching
-from muscle.tables import (
-    answer_to_row,
-    query_to_row,
-    read_queries,
-    row_to_answer,
-    row_to_query,
-    write_answers,
-)
+from muscle.tables import group_sizes
 from muscle.training.job import OnProgress, Progress
-from muscle.types import Answer, Query
 
-ROWS_PER_BATCH = 256
 STAGE = "evaluate"
-MAX_RESTARTS = 5
+MAX_RESTARTS = 40
+"""Deaths of one actor. What kills it again and again is named long before (`units.Claim`);
+this ends an actor that dies before it begins."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What a scorer needs to load its models."""
+
+    dtype: str
+    max_length: int | None
+    tokens: int | None
+    cpus: float
+    continuous: bool
 
 
 class Scorer:
     """One actor of a pool: a base with all its adapters, loaded once."""
 
-    def __init__(
-        self,
-        base: dict[str, Any],
-        dtype: str,
-        max_length: int | None,
-        tokens: int,
-        cpus: float,
-        board: Any,
-        total: int,
-    ):
+    def __init__(self, base: BaseJob, scoring: Scoring, board: Any, total: int):
         import torch
 
+        torch.set_num_threads(max(1, int(scoring.cpus)))
+        self.base, self.board, self.total = base, board, total
+        self.engine = self.load(scoring)
+        for note in getattr(self.engine, "notes", ()):
+            board.note.remote(note)
+
+    def load(self, scoring: Scoring) -> Answerer:
+        """The engine; another kind of scorer loads another one."""
         from muscle.evaluation import Engine
 
-        torch.set_num_threads(max(1, int(cpus)))
-        self.engine = Engine(
-            base["model"],
-            base["revision"],
-            {label: storage.fetch(path) for label, path in base["adapters"].items()},
-            dtype,
-            tokens,
-            max_length=max_length,
+        adapters = self.base.adapters.items()
+        return Engine(
+            self.base.base.model,
+            self.base.base.revision,
+            {name: None if path is None else storage.fetch(path) for name, path in adapters},
+            scoring.dtype,
+            scoring.tokens,
+            max_length=scoring.max_length,
+            continuous=scoring.continuous,
         )
-        self.labels = list(base["adapters"])
-        self.board, self.total = board, total
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Add a column `answer/<label>` (JSON) for every adapter of this base."""
-        queries = [row_to_query(json.loads(text)) for text in batch["query"].to_pylist()]
-        for label in self.labels:
-            answers = self.engine.answer(label, queries)
-            rows = pa.array([json.dumps(answer_to_row(a)) for a in answers], pa.string())
-            batch = batch.append_column(f"answer/{label}", rows)
-            self.board.add.remote(STAGE, len(queries), self.total, "answers")
+        """Answer units; what comes back is only their names."""
+        for row in batch.to_pylist():
+            try:
+                answer_unit(self.engine, self.base, (row["set"], row["group"]), self._answered)
+            except WorkerBrokenError:
+                os._exit(1)  # Ray starts a new process in its place
         return batch
 
+    def _answered(self, rows: int) -> None:
+        self.board.add.remote(STAGE, rows, self.total, "answers")
 
-def evaluate(job: EvaluateJob, resources: ResourcesConfig, on_progress: OnProgress) -> None:
-    """Let every adapter of every base answer every query; writes `job.outputs`.
 
-    The queries pass through the bases' pools one after the other as a stream, so all
-    pools work at once. Row order isn't relied on: answers are joined by id and counted.
+def evaluate(
+    job: EvaluateJob,
+    resources: ResourcesConfig,
+    on_progress: OnProgress,
+    scorer: type[Scorer] = Scorer,
+) -> tuple[str, ...]:
+    """Write every missing part of every ask's answers; returns the engines' remarks.
+
+    Neither row order nor the number of actors nor the death of any of them changes a number.
 
     Raises:
-        UserError: a scorer can't load its model, or answers are missing.
+        UserError: a scorer can't load its model, or dies again and again.
     """
-    queries = read_queries(job.queries)
-    total = len(queries) * len(job.outputs)
-    on_progress(Progress(STAGE, 0, total, "answers", "waits for scorers"))
+    units = {base: pending(bases) for base, bases in enumerate(job.bases)}
+    total = sum(sum(group_sizes(queries.queries)) for queries, _ in job.asks())
+    done = total - sum(sum(missing.values()) for missing in units.values())
+    on_progress(Progress(STAGE, done, total, "answers", "waits for scorers"))
+    if done == total:
+        return ()
     with watching(on_progress) as board:
-        answers: dict[str, dict[str, Answer]] = {label: {} for label in job.labels()}
-        for bases in _rounds(job, resources):
-            for batch in _stream(bases, job, resources, queries, board, total):
-                for label in (label for base in bases for label in base.adapters):
-                    for row in batch[f"answer/{label}"].to_pylist():
-                        answer = row_to_answer(json.loads(row))
-                        answers[label][answer.id] = answer
-    for label, found in answers.items():
-        missing = [q.id for q in queries if q.id not in found]
-        if missing or len(found) != len(queries):
-            raise UserError(
-                f"evaluation lost {len(missing)} of {len(queries)} answers of {label} "
-                f"(first: {missing[:3]}); nothing was written, run again"
-            )
-        write_answers(job.outputs[label], [found[q.id] for q in queries])
+        ray.get(board.add.remote(STAGE, done, total, "answers"))
+        for bases in _rounds([b for b, missing in units.items() if missing], resources):
+            for _ in _stream({b: units[b] for b in bases}, job, resources, board, total, scorer):
+                pass
+        return tuple(ray.get(board.notes.remote()))
 
 
-def _rounds(job: EvaluateJob, resources: ResourcesConfig) -> list[tuple[BaseJob, ...]]:
+def _rounds(bases: list[int], resources: ResourcesConfig) -> list[list[int]]:
     """The bases whose pools work at once: all, or one by one where GPUs don't suffice.
 
     Pools of one stream wait for each other, so half of them would wait for ever.
     """
     available = ray.cluster_resources().get("GPU", 0.0)
-    each = cluster.scoring_gpus(resources.gpus_per_actor, available, len(job.bases))
-    wanted = each * resources.min_actors * len(job.bases)
+    each = cluster.scoring_gpus(resources.gpus_per_actor, available, len(bases))
+    wanted = each * resources.min_actors * len(bases)
     if cluster.is_local() and wanted > available:
-        return [(base,) for base in job.bases]
-    return [job.bases]
+        return [[base] for base in bases]
+    return [bases]
 
 
 def _stream(
-    bases: tuple[BaseJob, ...],
+    units: dict[int, dict[Unit, int]],
     job: EvaluateJob,
     resources: ResourcesConfig,
-    queries: list[Query],
     board: Any,
     total: int,
+    scorer: type[Scorer],
 ) -> Iterator[pa.Table]:
-    """Batches that have passed through all pools."""
+    """One stream with a branch for each base; yields the names of answered units."""
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.actor_init_retry_on_errors = False
     context.actor_init_max_retries = 0
     context.execution_options.preserve_order = False
-    # Neighbours of one length waste the least padding, whichever batch they land in.
-    ordered = sorted(queries, key=_size, reverse=True)
-    blocks = max(resources.max_actors, math.ceil(len(queries) / ROWS_PER_BATCH))
-    rows = [{"query": json.dumps(query_to_row(q))} for q in ordered]
-    data: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=min(blocks, len(rows)))
     gpus = cluster.scoring_gpus(
-        resources.gpus_per_actor, ray.cluster_resources().get("GPU", 0.0), len(bases)
+        resources.gpus_per_actor, ray.cluster_resources().get("GPU", 0.0), len(units)
     )
-    for base in bases:
-        data = _through_pool(data, base, job, resources, gpus, board, total)
+    scoring = Scoring(
+        dtype=job.dtype,
+        max_length=job.max_length,
+        tokens=job.scoring_tokens,
+        cpus=resources.cpus_per_actor,
+        continuous=job.backend == "continuous",
+    )
+    branches = []
+    for base, missing in units.items():
+        rows = [{"set": s, "group": group} for s, group in missing]
+        # A block a unit: any actor that is free takes the next one.
+        data = ray.data.from_items(rows, override_num_blocks=len(rows))
+        arguments = {"base": job.bases[base], "scoring": scoring, "board": board, "total": total}
+        branches.append(_through_pool(data, scorer, arguments, resources, gpus))
+    stream = branches[0] if len(branches) == 1 else branches[0].union(*branches[1:])
     try:
-        yield from data.iter_batches(batch_size=None, batch_format="pyarrow")
+        yield from stream.iter_batches(batch_size=None, batch_format="pyarrow")
     except ray.exceptions.RayError as error:
         raise _explain(error) from error
 
 
 def _through_pool(
     data: ray.data.Dataset,
-    base: BaseJob,
-    job: EvaluateJob,
+    scorer: type[Scorer],
+    arguments: dict[str, Any],
     resources: ResourcesConfig,
     gpus: float,
-    board: Any,
-    total: int,
 ) -> ray.data.Dataset:
-    """The stream with the answers of one base's adapters added."""
     with warnings.catch_warnings():
-        # Ray's defaults for restarts are endless: a batch that kills its actor would never
-        # end. This Ray warns about the only way to bound them.
+        # Ray's defaults for restarts are endless. This Ray warns about the only way to bound them.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         return data.map_batches(
-            Scorer,
-            fn_constructor_kwargs={
-                "base": _plain(base),
-                "dtype": job.dtype,
-                "max_length": job.max_length,
-                "tokens": job.scoring_tokens,
-                "cpus": resources.cpus_per_actor,
-                "board": board,
-                "total": total,
-            },
-            batch_size=ROWS_PER_BATCH,
+            scorer,
+            fn_constructor_kwargs=arguments,
+            batch_size=None,
             batch_format="pyarrow",
             num_cpus=resources.cpus_per_actor,
             num_gpus=gpus,
@@ -179,18 +185,6 @@ def _through_pool(
             max_restarts=MAX_RESTARTS,
             max_task_retries=MAX_RESTARTS,
         )
-
-
-def _plain(base: BaseJob) -> dict[str, Any]:
-    return {
-        "model": base.base.model,
-        "revision": base.base.revision,
-        "adapters": dict(base.adapters),
-    }
-
-
-def _size(query: Query) -> int:
-    return sum(len(r.context) + len(r.continuation) for r in query.requests)
 
 
 def _explain(error: Exception) -> UserError:

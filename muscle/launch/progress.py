@@ -19,6 +19,15 @@ class ProgressBoard:
 
     def __init__(self) -> None:
         self.latest: dict[str, Progress] = {}
+        self.remarks: dict[str, None] = {}
+
+    def note(self, remark: str) -> None:
+        """Keep a remark, once, whoever makes it."""
+        self.remarks[remark] = None
+
+    def notes(self) -> list[str]:
+        """All remarks."""
+        return list(self.remarks)
 
     def post(self, progress: Progress) -> None:
         """Replace a stage's progress."""

@@ -31,11 +31,11 @@ class RayLauncher:
 
         train_all(jobs, self.resources, on_progress)
 
-    def evaluate(self, job: EvaluateJob, on_progress: OnProgress) -> None:
-        """Ray Data: one stream through a pool for each base."""
+    def evaluate(self, job: EvaluateJob, on_progress: OnProgress) -> tuple[str, ...]:
+        """Ray Data: one stream through a pool for each base; returns the engines' remarks."""
         from muscle.launch.evaluation import evaluate
 
-        evaluate(job, self.resources, on_progress)
+        return evaluate(job, self.resources, on_progress)
 
     def close(self) -> None:
         """Leave the cluster; ends a Ray that was started here."""

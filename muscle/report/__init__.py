@@ -3,6 +3,7 @@
 from muscle.report.build import build_report
 from muscle.report.examples import FlipExample, pick_examples
 from muscle.report.page import write_report
+from muscle.report.scores import print_scores
 from muscle.report.table import print_examples, print_table
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "build_report",
     "pick_examples",
     "print_examples",
+    "print_scores",
     "print_table",
     "write_report",
 ]

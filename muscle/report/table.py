@@ -15,7 +15,7 @@ from muscle.report.text import one_line
 _ASCII = str.maketrans({"→": "->", "−": "-", "Δ": "d", "–": "-", "…": "...", "κ": "kappa"})
 
 
-def _text(content: str, console: Console, style: str = "") -> Text:
+def literal(content: str, console: Console, style: str = "") -> Text:
     """Text that no markup or terminal code in it can change; ASCII where there's no more."""
     if console.options.ascii_only:
         content = content.translate(_ASCII).encode("ascii", "replace").decode()
@@ -26,10 +26,12 @@ def print_table(report: dict[str, Any], console: Console | None = None) -> None:
     """Print one table for each task of a report, and its reading in one sentence."""
     console = console or Console()
     for name, task in report["tasks"].items():
-        title = _text(f"{one_line(name, 60)}: {one_line(view.heading(task), 120)}", console, "bold")
+        title = literal(
+            f"{one_line(name, 60)}: {one_line(view.heading(task), 120)}", console, "bold"
+        )
         console.print(title)
         console.print(_table(task, console))
-        console.print(_text(one_line(view.reading(task), 600), console))
+        console.print(literal(one_line(view.reading(task), 600), console))
         console.print()
 
 
@@ -40,7 +42,7 @@ def _table(task: dict[str, Any], console: Console) -> Table:
         table.add_column(overflow="fold")
 
     def add(label: str, cells: Iterable[str], style: str = "", last: bool = False) -> None:
-        texts = [_text(c, console, style) for c in (label, *cells)]
+        texts = [literal(c, console, style) for c in (label, *cells)]
         table.add_row(*texts, end_section=last)
 
     score, rates, reduction = view.score_row(task), view.rate_rows(task), view.reduction_rows(task)
@@ -74,5 +76,5 @@ def print_examples(
         if example.compat is not None:
             rows.append(("compat", example.compat.prediction))
         for label, content in rows:
-            table.add_row(_text(label, console), _text(one_line(content, limit), console))
+            table.add_row(literal(label, console), literal(one_line(content, limit), console))
         console.print(table)

@@ -59,11 +59,8 @@ def test_pools_share_too_few_gpus() -> None:
 
 
 def test_pools_take_turns_where_both_do_not_fit(ray_local: None) -> None:
-    from muscle.config import ResourcesConfig, VersionConfig
-    from muscle.evaluation.job import BaseJob, EvaluateJob
+    from muscle.config import ResourcesConfig
     from muscle.launch.evaluation import _rounds
 
-    bases = tuple(BaseJob(VersionConfig(model=m), {m: "adapter"}) for m in ("old", "new"))
-    job = EvaluateJob("queries", bases, {}, "float32", None, None)
-    assert _rounds(job, ResourcesConfig()) == [bases]
-    assert _rounds(job, ResourcesConfig(gpus_per_actor=1)) == [(bases[0],), (bases[1],)]
+    assert _rounds([0, 1], ResourcesConfig()) == [[0, 1]]
+    assert _rounds([0, 1], ResourcesConfig(gpus_per_actor=1)) == [[0], [1]]

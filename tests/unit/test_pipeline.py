@@ -38,9 +38,10 @@ class Counting(Alone):
         super().train(jobs, on_progress)
         self.ran += [job.title for job in jobs]
 
-    def evaluate(self, job: EvaluateJob, on_progress: OnProgress) -> None:
-        super().evaluate(job, on_progress)
-        self.ran.append(f"evaluate {len(job.outputs)}")
+    def evaluate(self, job: EvaluateJob, on_progress: OnProgress) -> tuple[str, ...]:
+        notes = super().evaluate(job, on_progress)
+        self.ran.append(f"evaluate {len(list(job.asks()))}")
+        return notes
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,286 @@
+"""Any models on any tasks: `muscle evaluate`, from its settings to predictions and scores."""
+
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version as library_version
+from typing import Any
+
+from muscle import __version__, storage
+from muscle.artifacts import Store
+from muscle.config import Evaluation, PromptingConfig, TaskConfig, VersionConfig
+from muscle.errors import UserError
+from muscle.metrics.summary import repeat_noise, score_summary
+from muscle.plan import Base, Step, predictions_step, resolve_base
+from muscle.predict import Evaluator, Predictor, Wanted
+from muscle.steps import Workshop
+from muscle.tables import read_predictions, write_predictions
+from muscle.tasks import Group, Task, load_suite
+from muscle.tasks.prompting import Prompting
+from muscle.training.job import OnProgress
+from muscle.types import Prediction
+
+LIBRARIES = ("torch", "transformers", "peft", "lm_eval")
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """Everything that an evaluation asks, resolved against models, data and tasks."""
+
+    config: Evaluation
+    tasks: dict[str, Task]
+    groups: list[Group]
+    bases: Mapping[str, Base]
+    wanted: dict[tuple[str, str, int], Wanted]  # (version, task, repeat)
+
+    def steps(self) -> list[Step]:
+        """Every distinct step in the order in which it runs."""
+        steps = [step for w in self.wanted.values() for step in (w.queries, w.step)]
+        steps.sort(key=lambda s: s.kind == "predictions")  # stable: queries first
+        return list({(s.kind, s.key): s for s in steps}.values())
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A finished evaluation."""
+
+    result: dict[str, Any]
+    path: str
+    notes: tuple[str, ...]
+
+
+def plan_evaluation(config: Evaluation) -> EvaluationPlan:
+    """Load tasks, fingerprint models, make all keys; writes nothing.
+
+    Raises:
+        UserError: whatever is wrong with a task, a model, an adapter or a chat template.
+    """
+    tasks, groups = _suites(config.tasks)
+    bases = {name: resolve_base(model, name) for name, model in config.models.items()}
+    promptings = {name: _prompting(config.prompting, base) for name, base in bases.items()}
+    limit = config.evaluation.limit
+    queries: dict[tuple[str, str | None], Step] = {}
+    wanted: dict[tuple[str, str, int], Wanted] = {}
+    for name, base in bases.items():
+        prompting = promptings[name]
+        chat = None if prompting is None else prompting.chat_name
+        for task in tasks.values():
+            if (task.name, chat) not in queries:
+                inputs = {"task": task.evaluation_fingerprint(limit, prompting)}
+                queries[task.name, chat] = Step("queries", f"requests of {task.name}", inputs)
+            step = queries[task.name, chat]
+            for repeat in range(config.repeat):
+                wanted[name, task.name, repeat] = Wanted(
+                    step=_step(config, name, base, task, step, repeat),
+                    version=name,
+                    task=task,
+                    queries=step,
+                    base=base,
+                    adapter=base.config.adapter,
+                    prompting=prompting,
+                    repeat=repeat,
+                )
+    return EvaluationPlan(config, tasks, groups, bases, wanted)
+
+
+def _step(
+    config: Evaluation, name: str, base: Base, task: Task, queries: Step, repeat: int
+) -> Step:
+    again = f" (repeat {repeat + 1})" if repeat else ""
+    return predictions_step(
+        f"evaluate {name} on {task.name}{again}",
+        base,
+        base.given_adapter,
+        queries,
+        config.evaluation,
+        _dtype(config),
+        repeat,
+    )
+
+
+def _dtype(config: Evaluation) -> str:
+    return config.evaluation.dtype or "float32"
+
+
+def _suites(configs: Sequence[TaskConfig]) -> tuple[dict[str, Task], list[Group]]:
+    """All leaves by name, each once, and all groups."""
+    tasks: dict[str, Task] = {}
+    groups: dict[str, Group] = {}
+    for config in configs:
+        suite = load_suite(config)
+        for task in suite.tasks:
+            there = tasks.setdefault(task.name, task)
+            if there is not task and there.fingerprint() != task.fingerprint():
+                raise UserError(f"two different tasks are called '{task.name}': rename one")
+        groups.update({group.name: group for group in suite.groups})
+    return tasks, list(groups.values())
+
+
+def _prompting(config: PromptingConfig, base: Base) -> Prompting | None:
+    """How this base is spoken to; None: as plain text."""
+    if not config.apply_chat_template:
+        plain = Prompting(config.system_instruction, None, None, config.fewshot_as_multiturn)
+        return None if plain.is_plain else plain
+    from muscle.models.chat import chat_fingerprint, chat_renderer
+    from muscle.models.load import load_tokenizer
+
+    tokenizer = load_tokenizer(base.config.model, base.config.revision)
+    name = config.apply_chat_template
+    template = name if isinstance(name, str) else None
+    return Prompting(
+        config.system_instruction,
+        chat_renderer(tokenizer, template),
+        chat_fingerprint(tokenizer, template),
+        config.fewshot_as_multiturn,
+    )
+
+
+class Evaluating:
+    """Executes an evaluation's plan under an output folder."""
+
+    def __init__(
+        self, plan: EvaluationPlan, output: str, launcher: Evaluator, on_progress: OnProgress
+    ):
+        self.plan = plan
+        self.config = plan.config
+        self.launcher = launcher
+        self.output = storage.absolute(output)
+        self.path = storage.join(self.output, "evaluation.json")
+        store = evaluation_store(plan.config, output)
+        self.workshop = Workshop(store, on_progress)
+        self.predictor = Predictor(
+            self.workshop,
+            launcher,
+            self.config.evaluation,
+            _dtype(self.config),
+            self.config.resources,
+        )
+
+    def run(self) -> Evaluated:
+        """Ask what is missing, then write predictions and `evaluation.json`.
+
+        Raises:
+            UserError: whatever a user can mend; what was answered stays.
+        """
+        check_evaluation_output(self.plan, self.output)
+        wanted = list(self.plan.wanted.values())
+        if self.workshop.missing([w.step for w in wanted]):
+            self.launcher.prepare(self.workshop.on_progress)
+        self.predictor.run(wanted)
+        versions = self._before()
+        for name in self.plan.bases:
+            mine = versions.setdefault(name, {"tasks": {}})
+            mine.update(_identity(self.plan, name))
+            mine["tasks"].update({task: self._task(name, task) for task in self.plan.tasks})
+            mine["groups"] = {**mine.get("groups", {}), **self._groups(mine["tasks"])}
+        result = {"schema": SCHEMA, "provenance": self._provenance(), "versions": versions}
+        storage.write_json(self.path, result)
+        return Evaluated(self._asked(result), self.path, self.predictor.notes)
+
+    def _before(self) -> dict[str, Any]:
+        """What earlier calls left in the same folder."""
+        there = storage.read_json(self.path)
+        return dict(there["versions"]) if isinstance(there, dict) else {}
+
+    def _task(self, name: str, task: str) -> dict[str, Any]:
+        """One version's scores on one task; leaves its predictions in the output folder."""
+        wanted = self.plan.wanted[name, task, 0]
+        notes = self.workshop.artifact(wanted.step).notes
+        runs = [self._predictions(name, task, r) for r in range(self.config.repeat)]
+        found = {
+            "metric": wanted.task.metric,
+            "filter": wanted.task.filter,
+            "n": notes["n"] - notes["unscored"],
+            "unscored": notes["unscored"],
+            **score_summary(runs[0]),
+            "scores": notes["scores"],
+            "errors": _errors(runs[0]),
+            "settings": {
+                "dtype": _dtype(self.config),
+                **self.config.evaluation.model_dump(exclude={"dtype"}),
+                **self.config.prompting.model_dump(),
+            },
+        }
+        if len(runs) > 1:
+            found["repeats"] = [repeat_noise(runs[0], again) for again in runs[1:]]
+        return found
+
+    def _predictions(self, name: str, task: str, repeat: int) -> list[Prediction]:
+        step = self.plan.wanted[name, task, repeat].step
+        rows = read_predictions(self.workshop.artifact(step).file("predictions.parquet"))
+        folder = f"{name}@{repeat + 1}" if repeat else name
+        write_predictions(storage.join(self.output, folder, f"{task}.parquet"), rows)
+        return rows
+
+    def _groups(self, tasks: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+        scores = {name: task["scores"] for name, task in tasks.items()}
+        sizes = {name: task["n"] for name, task in tasks.items()}
+        return {group.name: group.score(scores, sizes) for group in self.plan.groups}
+
+    def _provenance(self) -> dict[str, Any]:
+        return {
+            "muscle": __version__,
+            "libraries": {name: library_version(name) for name in LIBRARIES},
+            "python": platform.python_version(),
+        }
+
+    def _asked(self, result: dict[str, Any]) -> dict[str, Any]:
+        """The part of a result that this call asked for."""
+        groups = {group.name for group in self.plan.groups}
+        versions = {}
+        for name in self.plan.bases:
+            whole = result["versions"][name]
+            versions[name] = {
+                **whole,
+                "tasks": {t: whole["tasks"][t] for t in self.plan.tasks},
+                "groups": {g: s for g, s in whole["groups"].items() if g in groups},
+            }
+        return {**result, "versions": versions}
+
+
+def evaluation_store(config: Evaluation, output: str) -> Store:
+    """The evaluation's artifacts: its `storage`, or a folder of the output."""
+    return Store(config.storage or storage.join(storage.absolute(output), "artifacts"))
+
+
+def check_evaluation_output(plan: EvaluationPlan, output: str) -> None:
+    """Refuse a folder in which a version's name already stands for another model.
+
+    Raises:
+        UserError: it does, or it is a file, or holds a run's report.
+    """
+    fs, inside = storage.filesystem(output)
+    if fs.isfile(inside):
+        raise UserError(f"--output is {output!r}, which is a file: name a folder")
+    if storage.exists(storage.join(output, "report.json")):
+        raise UserError(f"{output} holds the report of a run: choose another --output")
+    there = storage.read_json(storage.join(output, "evaluation.json"))
+    before = there.get("versions", {}) if isinstance(there, dict) else {}
+    for name in plan.bases:
+        mine = _identity(plan, name)
+        if name in before and {k: before[name].get(k) for k in mine} != mine:
+            raise UserError(
+                f"{output} already holds another model's answers under the name '{name}': "
+                "choose another name in --model, or another --output"
+            )
+
+
+def _identity(plan: EvaluationPlan, name: str) -> dict[str, Any]:
+    base, model = plan.bases[name], plan.config.models[name]
+    return {
+        "model": _shown(model),
+        "fingerprint": base.fingerprint,
+        "adapter_fingerprint": base.given_adapter,
+    }
+
+
+def _shown(model: VersionConfig) -> str:
+    revision = f"@{model.revision}" if model.revision else ""
+    return f"{model.model}{revision}" + (f"+{model.adapter}" if model.adapter else "")
+
+
+def _errors(rows: Sequence[Prediction]) -> dict[str, int]:
+    """Why rows are unscored, the commonest first."""
+    return dict(Counter(r.error for r in rows if r.error is not None).most_common())

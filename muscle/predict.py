@@ -1,0 +1,161 @@
+"""Predictions of any versions on any tasks: ask what is missing in one pass, judge, keep.
+
+`muscle run` and `muscle evaluate` both end here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from muscle import storage
+from muscle.artifacts import Artifact
+from muscle.config import EvaluationConfig, ResourcesConfig
+from muscle.evaluation.job import Ask, BaseJob, EvaluateJob, QuerySet
+from muscle.evaluation.units import collect, discard
+from muscle.plan import Base, Step
+from muscle.steps import Workshop
+from muscle.tables import GROUP_ROWS, write_predictions, write_queries
+from muscle.tasks import Task
+from muscle.tasks.prompting import Prompting
+from muscle.training.job import OnProgress
+from muscle.types import Query
+
+MANY_GROUPS = 1000
+"""Larger sets get larger groups: more units cost more than they balance."""
+
+
+class Evaluator(Protocol):
+    """The part of a launcher that is needed here."""
+
+    def prepare(self, on_progress: OnProgress) -> None:
+        """Connect, and refuse what could never run."""
+        ...
+
+    def evaluate(self, job: EvaluateJob, on_progress: OnProgress) -> tuple[str, ...]:
+        """Write every ask's answers; returns remarks."""
+        ...
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One version's predictions on one task.
+
+    step       what they are called by
+    version    the name of base + adapter, unique among all that are wanted together
+    queries    the step of the task's queries, as this base is asked them
+    prompting  how they are rendered; None: as plain text
+    adapter    directory of its adapter; None: the bare base
+    repeat     0, or the how-manieth time the same is asked in another order
+    """
+
+    step: Step
+    version: str
+    task: Task
+    queries: Step
+    base: Base
+    adapter: str | None
+    prompting: Prompting | None = None
+    repeat: int = 0
+
+
+class Predictor:
+    """Makes the predictions that are missing in a store."""
+
+    def __init__(
+        self,
+        workshop: Workshop,
+        launcher: Evaluator,
+        evaluation: EvaluationConfig,
+        dtype: str,
+        resources: ResourcesConfig,
+    ):
+        self.workshop = workshop
+        self.store = workshop.store
+        self.launcher = launcher
+        self.evaluation = evaluation
+        self.dtype = dtype
+        self.resources = resources
+        self.notes: tuple[str, ...] = ()
+
+    def run(self, wanted: Sequence[Wanted]) -> None:
+        """Ask and judge whatever has no artifact yet; what was answered before a stop stays."""
+        # What differs by name only (one adapter for several seeds) is asked once.
+        missing = self._missing(list({w.step.key: w for w in reversed(wanted)}.values())[::-1])
+        if not missing:
+            return
+        with self.workshop.leases([w.step for w in missing]):
+            missing = self._missing(missing)  # another driver may have been at it
+            if not missing:
+                return
+            job = self.job(missing)
+            self.notes = self.launcher.evaluate(job, self.workshop.on_progress)
+            for one in missing:
+                self._judge(one)
+
+    def job(self, wanted: Sequence[Wanted]) -> EvaluateJob:
+        """One pass over everything: for each base its adapters and what they are asked."""
+        by_base: dict[str, list[Wanted]] = {}
+        for one in wanted:
+            by_base.setdefault(one.base.fingerprint, []).append(one)
+        bases = []
+        for group in by_base.values():
+            by_queries: dict[str, list[Wanted]] = {}
+            for one in group:
+                by_queries.setdefault(one.queries.key, []).append(one)
+            sets = tuple(self._set(asked) for asked in by_queries.values())
+            config = group[0].base.config.model_copy(update={"adapter": None})
+            bases.append(BaseJob(config, {w.version: w.adapter for w in group}, sets))
+        return EvaluateJob(
+            bases=tuple(bases),
+            dtype=self.dtype,
+            max_length=self.evaluation.max_length,
+            scoring_tokens=self.resources.scoring_tokens,
+            backend=self.evaluation.backend,
+        )
+
+    def _missing(self, wanted: Sequence[Wanted]) -> list[Wanted]:
+        return [w for w in wanted if self.store.find(w.step.kind, w.step.key) is None]
+
+    def _set(self, asked: Sequence[Wanted]) -> QuerySet:
+        return QuerySet(self._queries(asked[0]), tuple(self._ask(w) for w in asked))
+
+    def _queries(self, wanted: Wanted) -> str:
+        """The file of the queries, written if it isn't there."""
+
+        def write(folder: Path) -> dict[str, Any]:
+            queries = wanted.task.queries(self.evaluation.limit, wanted.prompting)
+            # Neighbours of one length waste the least padding.
+            queries.sort(key=_size, reverse=True)
+            rows = max(GROUP_ROWS, len(queries) // MANY_GROUPS)
+            write_queries(folder / "queries.parquet", queries, rows)
+            return {"queries": len(queries)}
+
+        return self.workshop.once(wanted.queries, write).file("queries.parquet")
+
+    def _ask(self, wanted: Wanted) -> Ask:
+        folder = self.store.folder(wanted.step.kind, wanted.step.key)
+        return Ask(wanted.version, storage.join(folder, "answers"), wanted.repeat)
+
+    def _judge(self, wanted: Wanted) -> Artifact:
+        """Let the task decide what is right, and commit one version's predictions."""
+        ask = self._ask(wanted)
+        answers = collect(self._set([wanted]), ask)
+
+        def write(folder: Path) -> dict[str, Any]:
+            judged = wanted.task.judge(answers, self.evaluation.limit)
+            write_predictions(folder / "predictions.parquet", judged.predictions)
+            return {
+                "n": len(judged.predictions),
+                "unscored": sum(p.score is None for p in judged.predictions),
+                "version": wanted.version,
+                "scores": judged.scores,
+            }
+
+        artifact = self.workshop.make(wanted.step, write)
+        discard(ask)
+        return artifact
+
+
+def _size(query: Query) -> int:
+    return sum(len(r.context) + len(r.continuation) for r in query.requests)
