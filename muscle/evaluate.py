@@ -196,6 +196,7 @@ class Evaluating:
             "unscored": notes["unscored"],
             **score_summary(runs[0]),
             "scores": notes["scores"],
+            "size": notes["size"],
             "errors": _errors(runs[0]),
             "settings": {
                 "dtype": _dtype(self.config),
@@ -216,7 +217,7 @@ class Evaluating:
 
     def _groups(self, tasks: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         scores = {name: task["scores"] for name, task in tasks.items()}
-        sizes = {name: task["n"] for name, task in tasks.items()}
+        sizes = {name: task["size"] for name, task in tasks.items()}
         return {group.name: group.score(scores, sizes) for group in self.plan.groups}
 
     def _provenance(self) -> dict[str, Any]:

@@ -150,6 +150,7 @@ class Predictor:
                 "unscored": sum(p.score is None for p in judged.predictions),
                 "version": wanted.version,
                 "scores": judged.scores,
+                "size": judged.size,
             }
 
         artifact = self.workshop.make(wanted.step, write)

@@ -94,11 +94,12 @@ class Prediction:
     prediction     the answer given: the chosen choice's text, the filtered
                    generation; None when unscored
     metric         the name of the task's deciding metric ("acc", "exact_match", …)
-    score          its value for this example; 0 or 1 for accuracy-like metrics, a
-                   real number in [0, 1] for continuous ones; None when unscored
+    score          its value for this example, higher is better: 0 or 1 for accuracy-like
+                   metrics, else a real number (in [0, 1] for ROUGE, at most 0 for a log
+                   likelihood per byte); None when unscored
     metrics        all of the task's metrics for this example ("acc", "acc_norm", …)
     choices        the texts of the choices, None for generation
-    loglikelihoods one per choice, None for generation
+    loglikelihoods one per choice, None for generation and whole documents
     error          why the example is unscored, else None
     """
 
