@@ -1,17 +1,11 @@
 """`muscle run` on the testbed, as a user runs it: killed twice, it ends with the same report."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
+from processes import kill_when, muscle
 
 from muscle.tables import read_predictions
 
@@ -36,36 +30,9 @@ EXPERIMENT = {
 }
 
 
-def command(file: Path, output: Path) -> list[str]:
-    return [sys.executable, "-m", "muscle.cli", "run", str(file), "--output", str(output)]
-
-
 def run(file: Path, output: Path) -> str:
     """A whole run; returns what it printed."""
-    result = subprocess.run(
-        command(file, output), capture_output=True, text=True, check=False, timeout=500
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
-
-
-def kill_when(ready: Callable[[], bool], file: Path, output: Path) -> None:
-    """Start a run and kill it, with all of its processes, once `ready`."""
-    process = subprocess.Popen(
-        command(file, output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 400
-    while not ready():
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    tree = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for one in reversed(tree):
-        try:
-            os.kill(one.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    process.wait()
+    return muscle("run", str(file), "--output", str(output)).stdout
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +58,9 @@ def test_killed_in_training_and_in_evaluation_gives_the_same_report(
     def in_evaluation() -> bool:
         return any(artifacts.glob("predictions/*/lease.json"))
 
-    kill_when(in_training, file, killed)
+    kill_when(in_training, ["run", str(file), "--output", str(killed)])
     assert not any(artifacts.glob("compat-adapter/*/manifest.json"))
-    kill_when(in_evaluation, file, killed)
+    kill_when(in_evaluation, ["run", str(file), "--output", str(killed)])
     adapters = {p: p.stat().st_mtime_ns for p in artifacts.glob("*-adapter/*/manifest.json")}
     assert len(adapters) == 3  # trained before the second kill, and never again
     run(file, killed)
