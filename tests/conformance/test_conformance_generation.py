@@ -45,13 +45,12 @@ CASES: dict[str, Prompts] = {
     "eos-in-the-prompt": each(["The fox</s>", "The</s> fox"]),
     "longer-than-the-window": each([LONG, LONG + "dog", "The fox"]),
     "longer-than-the-window-in-common": each([LONG + f"{n} + 3" for n in range(4)]),
-    "as-long-as-the-room": each(["The" + " dog" * n for n in range(48, 55)]),
+    "as-long-as-the-room": each(["The" + " dog" * n for n in range(49, 53)]),
     "fills-the-window": each(["The fox", "dog"], max_gen_toks=WINDOW - 6),
     "one-token-of-room": each([LONG, "The fox"], max_gen_toks=WINDOW - 1),
     "one-new-token": each(["The fox", "The dog", LONG], max_gen_toks=1),
     "no-until": each(["The fox", "Answer:"], until=[]),
     "until-a-string": each(["The fox", "Answer:"], until=" the"),
-    "an-empty-stop": each(["The fox", "Answer:"], until=["", "\n"]),
     "settings-differ": [
         ("The fox", {"max_gen_toks": 3}),
         ("The fox", {"max_gen_toks": 9, "until": ["e"]}),
@@ -66,26 +65,49 @@ CASES: dict[str, Prompts] = {
 }
 
 
+# What an architecture may get wrong: positions, padding, caches and windows of attention.
+BY_ARCHITECTURE = [
+    "ragged",
+    "shared-few-shots",
+    "one-prompt-a-prefix-of-another",
+    "shared-shots-of-another-length",
+    "non-ascii",
+    "longer-than-the-window-in-common",
+    "fills-the-window",
+]
+
+
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_case(case: str, name: str, engine_of: EngineOf, hflm_of: Callable[[str], Any]) -> None:
+def test_case(case: str, engine_of: EngineOf, hflm_of: Callable[[str], Any]) -> None:
     prompts = CASES[case]
-    theirs = their_texts(hflm_of(name), prompts)
+    theirs = their_texts(hflm_of("Llama"), prompts)
+    assert any(theirs)
     for budget in BUDGETS.values():
+        assert our_texts(engine_of("Llama", budget), generating(prompts)) == theirs
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "Llama"])
+def test_architecture(name: str, engine_of: EngineOf, hflm_of: Callable[[str], Any]) -> None:
+    prompts = [prompt for case in BY_ARCHITECTURE for prompt in CASES[case]]
+    theirs = their_texts(hflm_of(name), prompts)
+    assert len(set(theirs)) > 5
+    for budget in (8 * WINDOW, None):
         assert our_texts(engine_of(name, budget), generating(prompts)) == theirs
-    assert len(theirs) == len(prompts) and (case == "one-new-token" or any(theirs))
 
 
-@pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("name", ["Llama", "Mistral"])
-def test_all_cases_in_one_shuffled_call(name: str, budget: str, engine_of: EngineOf) -> None:
+def test_all_cases_in_one_shuffled_call(name: str, engine_of: EngineOf) -> None:
     """Whatever else is asked in a call, and in which order, each text stays as it was."""
-    prompts = [prompt for case in CASES.values() for prompt in case]
-    engine = engine_of(name, BUDGETS[budget])
-    alone = [text for case in CASES.values() for text in our_texts(engine, generating(case))]
-    rows = list(zip(prompts, alone, strict=True))
+    engine = engine_of(name, None)
+    rows = [
+        (prompt, text)
+        for case in CASES.values()
+        for prompt, text in zip(case, our_texts(engine, generating(case)), strict=True)
+    ]
     random.Random(1).shuffle(rows)
-    assert our_texts(engine, generating([p for p, _ in rows])) == [text for _, text in rows]
+    for budget in (8 * WINDOW, None):
+        ours = our_texts(engine_of(name, budget), generating([prompt for prompt, _ in rows]))
+        assert ours == [text for _, text in rows]
 
 
 # -- stop strings
@@ -114,22 +136,31 @@ def stops_of(hflm: Any, text: str) -> dict[str, list[str]]:
     }
 
 
-@pytest.mark.parametrize("name", ["Llama", "Gemma2", "Phi"])
 def test_stop_strings_across_token_borders(
-    name: str, engine_of: EngineOf, hflm_of: Callable[[str], Any]
+    engine_of: EngineOf, hflm_of: Callable[[str], Any]
 ) -> None:
     contexts = ["The quick", "Answer:", SHOTS + "Q: 5\nA:", "To open a jar, turn the lid", "dog"]
-    hflm = hflm_of(name)
-    free = their_texts(hflm, each(contexts, max_gen_toks=16))
-    cut = 0
-    for text in free:
-        for stops in stops_of(hflm, text).values():
-            prompts = each(contexts, max_gen_toks=16, until=stops)
-            theirs = their_texts(hflm, prompts)
-            for budget in BUDGETS.values():
-                assert our_texts(engine_of(name, budget), generating(prompts)) == theirs, stops
-            cut += theirs != free
-    assert cut > 10
+    hflm = hflm_of("Llama")
+    free = their_texts(hflm, each(contexts))
+    # The first text's stops for all prompts, which then share batches, and each text's own.
+    prompts = [p for stops in stops_of(hflm, free[0]).values() for p in each(contexts, until=stops)]
+    for context, text in zip(contexts[1:], free[1:], strict=True):
+        prompts += [p for s in stops_of(hflm, text).values() for p in each([context], until=s)]
+    theirs = their_texts(hflm, prompts)
+    uncut = dict(zip(contexts, free, strict=True))
+    cut = [t != uncut[context] for (context, _), t in zip(prompts, theirs, strict=True)]
+    assert sum(cut) > 30
+    for budget in (8 * WINDOW, None):
+        assert our_texts(engine_of("Llama", budget), generating(prompts)) == theirs
+
+
+def test_an_empty_stop_string_stops_nothing(
+    engine_of: EngineOf, hflm_of: Callable[[str], Any]
+) -> None:
+    """On purpose not HFLM's: it finds "" in any text, so it ends every row at its first token."""
+    contexts = ["The fox", "Answer:"]
+    ours = our_texts(engine_of("Llama", None), generating(each(contexts, until=["", "\n"])))
+    assert ours == their_texts(hflm_of("Llama"), each(contexts, until=["\n"]))
 
 
 # -- EOS
