@@ -16,18 +16,26 @@ from muscle.types import Answer, Query
 
 EngineOf = Callable[[str, int | None], Engine]
 
-# Choices of unequal lengths, so that acc and acc_norm choose differently; one with a space
-# of its own.
+WORDS = [
+    "jumps",
+    "sleeps",
+    "turns",
+    "closes",
+    "meets you",
+    "lid",
+    "naïve",
+    " and",
+    "in the sun",
+    "!",
+]
+
+# Choices of unequal lengths, so that acc and acc_norm choose differently; some with a space
+# of their own, some one a prefix of another.
 ROWS = [
     {
         "id": f"row{i}",
         "text": f"The {animal} no. {i}",
-        "endings": [
-            "jumps",
-            "sleeps in the sun" * (i % 3 + 1),
-            "jumps" if i % 4 else "!",
-            " naïve",
-        ],
+        "endings": [w := WORDS[i % 10], WORDS[(i + 3) % 10], WORDS[(i + 7) % 10], f"{w} the dog"],
         "label": i % 4,
     }
     for i, animal in enumerate(["fox", "dog", "lazy dog", "café"] * 5)
