@@ -81,7 +81,7 @@ def test_empty_document_is_an_error(name: str, engine_of: EngineOf) -> None:
     """It has no token to be likely: HFLM scores a second BOS, or 0 without one."""
     good, bad = engine_of(name, None).answer("base", rolling(["The fox", ""]))
     assert good.error is None
-    assert bad.outputs == () and "empty" in bad.error
+    assert bad.outputs == () and "document" in bad.error
 
 
 def test_beside_other_kinds_and_in_any_order(
