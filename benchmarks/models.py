@@ -1,7 +1,6 @@
 """Random Llamas of a given size, saved as on the hub with a tokenizer of 32,000 words."""
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +43,27 @@ def save_random_llama(folder: Path, shape: str, dtype: str, device: str, synthet
     # On the device itself: 7B random numbers take minutes on a CPU.
     with torch.device(device):
         model = LlamaForCausalLM(config)
+    words = _save_tokenizer(folder, synthetic)
+    head = model.lm_head.weight.data
     # Logits of a spread as a trained model's: nearly flat ones make near ties of all choices.
-    model.lm_head.weight.data.mul_(5.0)
+    head.mul_(5.0)
+    # Greedy text of words that there are, without an end: all new tokens are generated.
+    head[:4] = 0
+    head[words:] = 0
     model.save_pretrained(folder)
-    if synthetic:
-        word_tokenizer().save_pretrained(folder)
-    else:
-        source = Path(os.environ["MUSCLE_MODELS"]) / "v2"
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(source / name, folder / name)
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _save_tokenizer(folder: Path, synthetic: bool) -> int:
+    """Put the tokenizer into `folder`; returns how many words it has."""
+    from transformers import AutoTokenizer
+
+    if synthetic:
+        tokenizer = word_tokenizer()
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(Path(os.environ["MUSCLE_MODELS"]) / "v2")
+    tokenizer.save_pretrained(folder)
+    return len(tokenizer)
 
 
 def word_tokenizer() -> Any:
