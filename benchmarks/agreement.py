@@ -18,7 +18,9 @@ def agreement(
         return _texts(questions, ours, theirs)
     tolerance = TOLERANCE[dtype]
     apart = max(abs(a - b) / max(abs(b), 1e-9) for (a, _), (b, _) in zip(ours, theirs, strict=True))
-    ties, different, at = [], [], 0
+    ties: list[str] = []
+    different: list[str] = []
+    at = 0
     for question in questions:
         size = len(question["requests"])
         mine = [ll for ll, _ in ours[at : at + size]]

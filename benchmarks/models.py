@@ -8,7 +8,7 @@ VOCABULARY = 32_000
 WINDOW = 2048
 
 # Llama 1's shapes: its feed-forward size, as many key heads as query heads, untied head.
-SHAPES: dict[str, dict[str, int]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 176},
     "100m": {"hidden_size": 640, "num_hidden_layers": 12, "intermediate_size": 1728},
     "7b": {"hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 11008},

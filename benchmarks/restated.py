@@ -23,9 +23,9 @@ class RestatedHFLM:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self.device, self.batch_size = device, batch_size
-        self.tokenizer = AutoTokenizer.from_pretrained(model)
-        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
-        self.model = self.model.to(device).eval()
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
+        self.model: Any = loaded.to(device).eval()
         self.max_length = self.model.config.max_position_embeddings
 
     def loglikelihood(self, requests: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
@@ -79,7 +79,7 @@ class RestatedHFLM:
         order = sorted(
             range(len(requests)), key=lambda i: -len(self.tokenizer.encode(requests[i][0]))
         )
-        texts = {}
+        texts: dict[int, str] = {}
         for at in range(0, len(order), self.batch_size):
             chunk = order[at : at + self.batch_size]
             made = self._generate([requests[i][0] for i in chunk], room, settings, until)

@@ -197,7 +197,9 @@ def benchmark(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def show(result: dict[str, Any]) -> None:
     """The table."""
     peer, ratios = result["peer"], result["ratios"]
-    rows = [("", "muscle", f"{peer['name']}, batch {peer['batch_size']}", "ratio")]
+    rows: list[tuple[str, ...]] = [
+        ("", "muscle", f"{peer['name']}, batch {peer['batch_size']}", "ratio")
+    ]
     for title, field, ratio in (
         ("seconds", "seconds", ratios["speed"]),
         ("rows per second", "rows_per_second", ratios["speed"]),
