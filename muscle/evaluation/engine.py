@@ -144,7 +144,9 @@ class Engine:
         rolling, requests = _requests(queries, "loglikelihood_rolling")
         parts += self.encoder.windows([r.context for r in requests], self.max_length)
         scored = iter(
-            self.scorer.score([pair for part in parts if not isinstance(part, str) for pair in part])
+            self.scorer.score(
+                [pair for part in parts if not isinstance(part, str) for pair in part]
+            )
         )
         results: dict[Place, Output | str] = {}
         for number, (place, part) in enumerate(zip([*places, *rolling], parts, strict=True)):

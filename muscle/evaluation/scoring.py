@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -20,6 +21,9 @@ from muscle.evaluation.trie import Chain, Ints, Row, make_chains, make_row
 from muscle.models.encoding import Pair
 from muscle.models.structure import project, unwrap
 from muscle.types import Output
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 
 HEAD_ELEMENTS = 1 << 25
 """Logits held at once: 128 MiB of fp32, whatever the vocabulary."""
@@ -55,6 +59,15 @@ class _Place:
 
     row: Row
     chains: tuple[Chain, ...]
+
+    @property
+    def members(self) -> list[int]:
+        """The numbers of all sequences in this row."""
+        return [member for chain in self.chains for member in chain.members]
+
+    def nodes(self) -> int:
+        """L."""
+        return len(self.row.token_L)
 
 
 @dataclass
@@ -131,7 +144,7 @@ class Scorer:
                 return _halves(batch, trunk)
 
             places = [_place((chains[number] for number in row), trunk) for row in group.rows]
-            for batch in fill(places, lambda place: len(place.row.token_L), self.batch_tokens):
+            for batch in fill(places, _Place.nodes, self.batch_tokens):
                 run_in_parts(batch, run, halves)
         return results
 
@@ -150,26 +163,42 @@ class Scorer:
     def _run(
         self, batch: list[_Place], trunk: int, sequences: list[_Scored]
     ) -> dict[int, Output | str]:
-        rows = [place.row for place in batch]
-        length = max(len(row.token_L) for row in rows)
+        results = self._run_once(batch, trunk, sequences)
+        # A masked NaN still reaches its neighbours, as 0 x NaN is NaN: those run again, alone.
+        again = [
+            _place([Chain(sequences[m].tokens_L, (m,), sequences[m].start)], trunk)
+            for members in (place.members for place in batch)
+            if len(members) > 1 and any(isinstance(results[m], str) for m in members)
+            for m in members
+        ]
+        for part in fill(again, _Place.nodes, self.batch_tokens):
+            results.update(self._run_once(part, trunk, sequences))
+        return results
+
+    def _run_once(
+        self, batch: list[_Place], trunk: int, sequences: list[_Scored]
+    ) -> dict[int, Output | str]:
+        length = max(place.nodes() for place in batch)
         members, columns, targets = [], [], []
         for b, place in enumerate(batch):
             for chain, path in zip(place.chains, place.row.paths, strict=True):
                 for member in chain.members:
                     scored = sequences[member]
+                    depths = slice(scored.start - trunk, len(scored.tokens_L) - trunk)
                     members.append(member)
-                    columns.append(
-                        b * length + path[scored.start - trunk : len(scored.tokens_L) - trunk]
-                    )
+                    columns.append(b * length + path[depths])
                     targets.append(scored.target_n)
-        nodes = sum(len(row.token_L) for row in rows)
+        nodes = sum(place.nodes() for place in batch)
         self.counts.run += nodes
-        self.counts.padding += len(rows) * length - nodes
+        self.counts.padding += len(batch) * length - nodes
         past = TrunkCache(self.trunk, trunk) if trunk else None
         with torch.inference_mode():
-            hidden_BLD = run_rows(self.model, self.masks, rows, past)
+            hidden_BLD = run_rows(self.model, self.masks, [place.row for place in batch], past)
             logprob_E, greedy_E = _token_scores(
-                self.model, hidden_BLD.flatten(0, 1), np.concatenate(columns), np.concatenate(targets)
+                self.model,
+                hidden_BLD.flatten(0, 1),
+                np.concatenate(columns),
+                np.concatenate(targets),
             )
         first = np.cumsum([0, *(len(target) for target in targets[:-1])])
         totals = np.add.reduceat(logprob_E, first).tolist()
@@ -201,7 +230,7 @@ def _halves(batch: list[_Place], trunk: int) -> list[list[_Place]]:
 
 def _token_scores(
     model: Any, hidden_XD: Tensor, place_E: Ints, target_E: Ints
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Floats, Bools]:
     """Each target's log-probability (double) at its place, and whether it is the argmax.
 
     A place at which several targets are scored goes through the head once.

@@ -6,6 +6,7 @@ of one row.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -71,7 +72,7 @@ def shared_with_previous(chains: Sequence[Chain]) -> Ints:
     """For each chain the number of first tokens that it shares with the one before it."""
     shared = [
         shared_length(one.tokens_L, other.tokens_L)
-        for one, other in zip(chains, chains[1:], strict=False)
+        for one, other in pairwise(chains)
     ]
     return np.array([0, *shared], dtype=np.int64)
 
