@@ -39,3 +39,19 @@ def run_in_memory(batch: list[T], run: Callable[[list[T]], list[R]], failed: R) 
         *run_in_memory(batch[:middle], run, failed),
         *run_in_memory(batch[middle:], run, failed),
     ]
+
+
+def run_in_parts(
+    batch: list[T], run: Callable[[list[T]], None], halves: Callable[[list[T]], list[list[T]]]
+) -> None:
+    """`run(batch)`; out of GPU memory, its `halves`, which has none for what can't be split."""
+    import torch
+
+    try:
+        return run(batch)
+    except torch.cuda.OutOfMemoryError:
+        pass
+    # Outside the handler, so that the exception no longer holds the batch's tensors.
+    torch.cuda.empty_cache()
+    for half in halves(batch):
+        run_in_parts(half, run, halves)

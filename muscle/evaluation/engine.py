@@ -11,7 +11,6 @@ from typing import Any
 
 from muscle.errors import UserError
 from muscle.evaluation.generation import Prompt, generate
-from muscle.evaluation.scoring import score
 from muscle.models import (
     attach_adapter,
     check_adapter,
@@ -21,7 +20,7 @@ from muscle.models import (
     load_tokenizer,
     using_adapter,
 )
-from muscle.models.encoding import Encoder, Pair
+from muscle.models.encoding import Encoder
 from muscle.types import Answer, Output, Query, Request
 
 Place = tuple[int, int]
@@ -50,6 +49,11 @@ class Engine:
         seed: of sampled generation, together with the query's id and the request's place.
         base_fingerprint: of `fingerprint_base`; given, adapters that name another base in
             their muscle.json are refused.
+        continuous: write answers by transformers' continuous batching (GPU).
+        tree: run what requests share once, where the model is known to allow it; False
+            runs each request alone, for comparison.
+
+    `notes` has remarks about this model for the user, to be shown once.
 
     Raises:
         UserError: anything about model, adapters or settings that the user can mend.
@@ -68,8 +72,12 @@ class Engine:
         seed: int = 0,
         base_fingerprint: str | None = None,
         continuous: bool = False,
+        tree: bool = True,
     ) -> None:
         import torch
+
+        from muscle.evaluation.attention import rope_switch, tree_masks
+        from muscle.evaluation.scoring import Scorer
 
         if threads is not None:
             torch.set_num_threads(threads)
@@ -84,10 +92,10 @@ class Engine:
             )
         self.max_length = max_length or window
         self.seed = seed
-        self.notes: tuple[str, ...] = ()
         self.encoder = Encoder(self.tokenizer)
         self.model: Any = base
-        self.batch_tokens = batch_tokens or BATCH_TOKENS[self.model.device.type]
+        masks = tree_masks(base) if tree else None
+        self.notes: tuple[str, ...] = (masks,) if isinstance(masks, str) else ()
         self._adapter_names: dict[str, str | None] = {}
         for number, (version, path) in enumerate(adapters.items()):
             if path is None:
@@ -99,11 +107,28 @@ class Engine:
             self.model = attach_adapter(self.model, path, name)
             self._adapter_names[version] = name
         self.model.eval()
+        self.scorer = Scorer(
+            self.model,
+            self.max_length,
+            batch_tokens or BATCH_TOKENS[self.model.device.type],
+            None if isinstance(masks, str) else masks,
+            rope_switch(base),
+        )
+        self._trunk_of: str | None = None
 
     @property
     def versions(self) -> tuple[str, ...]:
         """The versions this engine can answer for."""
         return tuple(self._adapter_names)
+
+    @property
+    def batch_tokens(self) -> int:
+        """The token budget of a batch; may be changed between calls."""
+        return self.scorer.batch_tokens
+
+    @batch_tokens.setter
+    def batch_tokens(self, value: int) -> None:
+        self.scorer.batch_tokens = value
 
     def answer(self, version: str, queries: Sequence[Query]) -> list[Answer]:
         """Each query's answer under one version, in the order given.
@@ -113,23 +138,34 @@ class Engine:
         """
         name = self._adapter_names[version]
         results: dict[Place, Output | str] = {}
+        if version != self._trunk_of:
+            self.scorer.trunk.clear()
+            self._trunk_of = version
         with using_adapter(self.model, name):
             results.update(self._score(queries))
             results.update(self._generate(queries))
         return [_assemble(query, q, results) for q, query in enumerate(queries)]
 
     def _score(self, queries: Sequence[Query]) -> dict[Place, Output | str]:
+        """Choices and whole documents, whose windows are scored like choices."""
         places, requests = _requests(queries, "loglikelihood")
         pairs = self.encoder.pairs([(r.context, r.continuation) for r in requests])
+        parts = [pair if isinstance(pair, str) else [pair] for pair in pairs]
+        rolling, requests = _requests(queries, "loglikelihood_rolling")
+        parts += self.encoder.windows([r.context for r in requests], self.max_length)
+        scored = iter(
+            self.scorer.score(
+                [pair for part in parts if not isinstance(part, str) for pair in part]
+            )
+        )
         results: dict[Place, Output | str] = {}
-        good: list[tuple[Place, Pair]] = []
-        for place, pair in zip(places, pairs, strict=True):
-            if isinstance(pair, str):
-                results[place] = pair
+        for number, (place, part) in enumerate(zip([*places, *rolling], parts, strict=True)):
+            if isinstance(part, str):
+                results[place] = part
+            elif number < len(places):
+                results[place] = next(scored)
             else:
-                good.append((place, pair))
-        outputs = score(self.model, [pair for _, pair in good], self.max_length, self.batch_tokens)
-        results.update({place: out for (place, _), out in zip(good, outputs, strict=True)})
+                results[place] = _total([next(scored) for _ in part])
         return results
 
     def _generate(self, queries: Sequence[Query]) -> dict[Place, Output | str]:
@@ -159,6 +195,17 @@ def _requests(queries: Sequence[Query], kind: str) -> tuple[list[Place], list[Re
         if request.kind == kind
     ]
     return [place for place, _ in found], [request for _, request in found]
+
+
+def _total(windows: Sequence[Output | str]) -> Output | str:
+    """A document's log-likelihood: the sum over its windows, none if one has none."""
+    total = 0.0
+    for window in windows:
+        if isinstance(window, str):
+            return window
+        assert window.loglikelihood is not None
+        total += window.loglikelihood
+    return Output(loglikelihood=total)
 
 
 def _assemble(query: Query, number: int, results: Mapping[Place, Output | str]) -> Answer:

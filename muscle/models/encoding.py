@@ -64,6 +64,26 @@ class Encoder:
                 found.append(pair)
         return found
 
+    def windows(self, texts: Sequence[str], max_length: int) -> "list[list[Pair] | str]":
+        """Each document as pairs that score every token of it once, or why not, as a phrase.
+
+        The first window begins with the prefix token (BOS, else EOS), each further one
+        with the last token of the one before; the last window gets a longer context, up to
+        `max_length` tokens run. Special tokens are the tokenizer's defaults, so BOS is
+        itself scored where the tokenizer puts it, as in the harness.
+        """
+        unique = _unique(texts)
+        ids = dict(zip(unique, self._encode(unique, self._prefix_text), strict=True))
+        found: list[list[Pair] | str] = []
+        for text in texts:
+            if not text or not ids[text]:
+                found.append("the document has no tokens")
+            elif self.prefix_id is None:
+                found.append("the tokenizer has no BOS or EOS to begin a document with")
+            else:
+                found.append(rolling_windows(ids[text], self.prefix_id, max_length))
+        return found
+
     def contexts(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each context to generate from, untruncated; BOS is never doubled."""
         bos = getattr(self.tokenizer, "bos_token", None)
@@ -95,6 +115,19 @@ class Encoder:
             verbose=False,  # no warning about length: truncation is ours
         )
         return [list(ids) for ids in encoded["input_ids"]]
+
+
+def rolling_windows(tokens: list[int], prefix: int, max_length: int) -> list[Pair]:
+    """The windows of `Encoder.windows` for one tokenized document.
+
+    The arithmetic of lm_eval's `get_rolling_token_windows` with context_len 1, made
+    disjoint: a window runs at most `max_length` tokens and predicts at most as many.
+    """
+    pairs = [Pair([prefix], tokens[:max_length])]
+    for low in range(max_length, len(tokens), max_length):
+        high = min(low + max_length, len(tokens))
+        pairs.append(Pair(tokens[max(0, high - max_length - 1) : low], tokens[low:high]))
+    return pairs
 
 
 def _move_spaces(context: str, continuation: str) -> tuple[str, str]:

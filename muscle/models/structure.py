@@ -4,6 +4,7 @@ Shapes: B batch, L sequence length, D hidden size, V rows of the head (the padde
 vocabulary), N any number of positions.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from muscle.errors import UserError
@@ -20,17 +21,22 @@ def unwrap(model: Any) -> Any:
 def hidden_states(
     model: Any,
     input_ids: "Tensor",
-    attention_mask: "Tensor | None" = None,
+    attention_mask: "Tensor | Mapping[str, Tensor] | None" = None,
     position_ids: "Tensor | None" = None,
+    past: Any = None,
 ) -> "Tensor":
     """Final hidden states after the final norm, without the head: [B, L] ids -> [B, L, D].
 
     `attention_mask` is [B, L], 1 for tokens and 0 for padding; with right padding it may
-    be None for a causal model, since no token sees what follows it. The active adapter
-    applies.
+    be None for a causal model, since no token sees what follows it. Or it is the mask that
+    attention adds to its scores, [B, 1, L, K] in the body's dtype, for all layers or by
+    layer type; `muscle.evaluation.attention` knows which models take one. `past` is a
+    transformers `Cache`. The active adapter applies.
     """
     body = unwrap(model).get_decoder()
     kwargs = {} if position_ids is None else {"position_ids": position_ids}
+    if past is not None:
+        kwargs["past_key_values"] = past
     out = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **kwargs)
     return out.last_hidden_state
 

@@ -214,27 +214,6 @@ def test_nan_is_an_error(base: str) -> None:
         assert answer.error == "request 0: the model's logits are NaN"
 
 
-def test_out_of_memory_halves_the_batch(tiny: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    from muscle.evaluation import scoring as module
-
-    expected = numbers(tiny.answer("base", scoring(PAIRS)))
-    real = module._score_batch
-
-    def small(model: Any, pairs: list, max_length: int) -> list:
-        if len(pairs) > 2:
-            raise torch.cuda.OutOfMemoryError
-        return real(model, pairs, max_length)
-
-    monkeypatch.setattr(module, "_score_batch", small)
-    assert_same(numbers(tiny.answer("base", scoring(PAIRS))), expected)
-
-    def never(*args: Any) -> list:
-        raise torch.cuda.OutOfMemoryError
-
-    monkeypatch.setattr(module, "_score_batch", never)
-    assert all("memory" in a.error for a in tiny.answer("base", scoring(PAIRS[:3])))
-
-
 # -- generation
 
 CONTEXTS = [
