@@ -18,6 +18,10 @@ app = typer.Typer(
     help="Update the base model without breaking what already worked.",
 )
 
+Address = Annotated[
+    str | None, typer.Option(help="A Ray cluster; default RAY_ADDRESS, else this machine.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the settings and steps, do nothing.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback and Ray's logs.")]
 
 
@@ -51,12 +55,8 @@ def run(
     output: Annotated[
         str | None, typer.Option(help="Where results go; default runs/NAME. Any fsspec path.")
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the resolved settings and steps, do nothing.")
-    ] = False,
-    address: Annotated[
-        str | None, typer.Option(help="A Ray cluster; default RAY_ADDRESS, else this machine.")
-    ] = None,
+    dry_run: DryRun = False,
+    address: Address = None,
     debug: Debug = False,
 ) -> None:
     """Train old, new and compat, evaluate all three, write the regression report.
@@ -113,10 +113,8 @@ def evaluate(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="E.g. resources.max_actors=4."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the steps, do nothing.")] = False,
-    address: Annotated[
-        str | None, typer.Option(help="A Ray cluster; default RAY_ADDRESS, else this machine.")
-    ] = None,
+    dry_run: DryRun = False,
+    address: Address = None,
     debug: Debug = False,
 ) -> None:
     """Let any models answer any tasks: predictions, scores, and the harness's own numbers.
