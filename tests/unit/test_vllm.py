@@ -87,7 +87,12 @@ def test_a_row_s_seed_is_its_own(requests: Requests) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"no_repeat_ngram_size": 2}, {"num_beams": 3}, {"do_sample": True, "typical_p": 0.9}, {"x": 1}],
+    [
+        {"no_repeat_ngram_size": 2},
+        {"num_beams": 3},
+        {"do_sample": True, "typical_p": 0.9},
+        {"x": 1},
+    ],
 )
 def test_what_vllm_does_not_know_is_refused_by_name(
     requests: Requests, settings: dict[str, Any]
