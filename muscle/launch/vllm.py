@@ -74,16 +74,27 @@ PROMPT_SCHEMA = pa.schema(
 )
 
 
-def check_vllm() -> None:
-    """Refuse early what would only fail once engines start.
+def check_vllm(engines: int) -> None:
+    """Refuse early what would only fail once engines start, or wait for ever.
+
+    Args:
+        engines: how many there are at least, with a GPU each.
 
     Raises:
-        UserError: no vLLM here, or no GPU and no cluster that could get one.
+        UserError: no vLLM here, or no GPUs and no cluster that could get them.
     """
     if importlib.util.find_spec("vllm") is None:
         raise UserError(MISSING)
-    if cluster.is_local() and ray.cluster_resources().get("GPU", 0.0) < 1:
+    if not cluster.is_local():
+        return
+    there = ray.cluster_resources().get("GPU", 0.0)
+    if there < 1:
         raise UserError(MISSING)
+    if there < engines:
+        raise UserError(
+            f"resources.min_actors asks for {engines} vLLM engines of one GPU each and Ray has "
+            f"{there:g} GPUs here: ask for less, or name a cluster with --address"
+        )
 
 
 def build_processor(settings: EngineSettings) -> Callable[[Dataset], Dataset]:
@@ -218,7 +229,7 @@ def write_generated(
         base = job.bases[number]
         ours, left[number] = _split(base, missing, tell)
         if ours:
-            check_vllm()
+            check_vllm(resources.min_actors)
             _generate(job, base, ours, resources, tell)
     return left
 

@@ -92,8 +92,9 @@ class AsyncLLMEngine:
 
     async def generate(self, request_id, prompt, sampling_params, lora_request):
         tokens = prompt["prompt_token_ids"]
-        if sampling_params.max_tokens == 3 and os.path.exists(os.environ["DIE_ONCE"]):
-            os.remove(os.environ["DIE_ONCE"])
+        if sampling_params.max_tokens == 3 and os.path.exists(os.environ["DIE"]):
+            if not open(os.environ["DIE"]).read():
+                os.remove(os.environ["DIE"])
             os._exit(1)
         assert all(type(token) is int for token in tokens)
         assert len(tokens) + sampling_params.max_tokens <= self.args.max_model_len
@@ -194,7 +195,7 @@ def echoing(monkeypatch: pytest.MonkeyPatch, ray_local: None) -> list[Any]:
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     built: list[Any] = []
-    monkeypatch.setattr(vllm, "check_vllm", lambda: None)
+    monkeypatch.setattr(vllm, "check_vllm", lambda engines: None)
     monkeypatch.setattr(vllm, "build_processor", lambda one: built.append(one) or echo(one))
     return built
 
@@ -331,49 +332,76 @@ def test_without_vllm_it_says_so_before_any_model_is_loaded(
     found = object()  # vLLM, but no GPU
     with pytest.raises(UserError, match="needs vLLM on a GPU machine"):
         evaluate(job, ResourcesConfig(), lambda progress: None)
+    monkeypatch.setattr(vllm.ray, "cluster_resources", lambda: {"GPU": 1.0})
+    with pytest.raises(UserError, match="min_actors asks for 2 vLLM engines"):
+        vllm.check_vllm(2)
     assert not list(tmp_path.rglob("0-*"))
 
 
-def test_all_of_ray_data_llm_around_a_stand_in_for_vllm(
-    tiny_models: dict[str, str],
-    adapter: str,
-    tmp_path: Path,
-    ray_local: None,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ray_local: None) -> Path:
+    """The stand-in on a CPU. While the returned file is there an engine dies on its way: once,
+    or always if something is written in the file."""
     import ray.data.llm
 
     from muscle.launch import vllm
-    from muscle.launch.evaluation import evaluate
 
-    package = tmp_path / "package"
-    (package / "vllm").mkdir(parents=True)
-    (package / "vllm" / "__init__.py").write_text(VLLM)
-    # Found as a submodule first: a plain dict serves as the prompt.
-    (package / "vllm" / "inputs").mkdir()
-    (package / "vllm" / "inputs" / "__init__.py").write_text("")
-    (package / "vllm" / "inputs" / "llm.py").write_text("TokensPrompt = TextPrompt = dict\n")
-    paths = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
-    (tmp_path / "once").touch()  # one engine dies on the way
-    env = {"PYTHONPATH": os.pathsep.join(paths), "DIE_ONCE": str(tmp_path / "once")}
+    package = tmp_path / "package" / "vllm"
+    (package / "inputs").mkdir(parents=True)
+    (package / "__init__.py").write_text(VLLM)
+    (package / "inputs" / "__init__.py").write_text("")
+    (package / "inputs" / "llm.py").write_text("TokensPrompt = TextPrompt = dict\n")
+    paths = [str(package.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    die = tmp_path / "die"
+    die.touch()
     real = ray.data.llm.vLLMEngineProcessorConfig
 
     def on_cpu(**settings: Any) -> Any:
         return real(
             **settings,
             placement_group_config={"bundles": [{"CPU": 1}]},
-            runtime_env={"env_vars": env},
+            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths), "DIE": str(die)}},
         )
 
     monkeypatch.setattr(ray.data.llm, "vLLMEngineProcessorConfig", on_cpu)
-    monkeypatch.setattr(vllm, "check_vllm", lambda: None)
+    monkeypatch.setattr(vllm, "check_vllm", lambda engines: None)
+    return die
+
+
+def test_all_of_ray_data_llm_around_a_stand_in_for_vllm(
+    tiny_models: dict[str, str], adapter: str, tmp_path: Path, stand_in: Path
+) -> None:
+    from muscle.launch.evaluation import evaluate
+
     queries = [generated(i, requests=1 + i % 2) for i in range(12)]
     bad = [generated(i, max_gen_toks=13 if i == 2 else 4000) for i in range(1, 6)]
     job = make_job(tiny_models["new"], adapter, tmp_path, queries, bad)
     # The last of the bad is a group of its own: nothing of it can be asked, an empty block.
     evaluate(job, ResourcesConfig(), lambda progress: None)
+    assert not stand_in.exists()
     assert_texts(job, 0, queries)
     for answers in texts(job, 1):
         assert answers[1].error == "request 0: vLLM failed: ValueError: an unlucky number"
         assert sum("leaves no room" in str(a.error) for a in answers) == 4
-    assert not (tmp_path / "once").exists()
+
+
+def test_an_engine_that_dies_again_and_again_ends_the_run(
+    tiny_models: dict[str, str], adapter: str, tmp_path: Path, stand_in: Path
+) -> None:
+    from muscle.launch.evaluation import evaluate
+
+    stand_in.write_text("always")
+    job = make_job(tiny_models["new"], adapter, tmp_path, [generated(2)])
+    with pytest.raises(UserError, match="evaluation failed"):
+        evaluate(job, ResourcesConfig(), lambda progress: None)
+
+
+def test_an_engine_that_cannot_start_says_why(
+    tiny_models: dict[str, str], adapter: str, tmp_path: Path, stand_in: Path
+) -> None:
+    from muscle.launch.evaluation import evaluate
+
+    (tmp_path / "package" / "vllm" / "__init__.py").write_text("raise ImportError('no libcuda')")
+    job = make_job(tiny_models["new"], adapter, tmp_path, [generated(0)])
+    with pytest.raises(UserError, match="vLLM is not installed or failed to import"):
+        evaluate(job, ResourcesConfig(), lambda progress: None)
