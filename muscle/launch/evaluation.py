@@ -107,6 +107,10 @@ def evaluate(
         return ()
     with watching(on_progress) as board:
         ray.get(board.add.remote(STAGE, done, total, "answers"))
+        if job.backend == "vllm":
+            from muscle.launch.vllm import Tell, write_generated
+
+            units = write_generated(job, units, resources, Tell(board, STAGE, total))
         for bases in _rounds([b for b, missing in units.items() if missing], resources):
             for _ in _stream({b: units[b] for b in bases}, job, resources, board, total, scorer):
                 pass
@@ -118,6 +122,8 @@ def _rounds(bases: list[int], resources: ResourcesConfig) -> list[list[int]]:
 
     Pools of one stream wait for each other, so half of them would wait for ever.
     """
+    if not bases:
+        return []
     available = ray.cluster_resources().get("GPU", 0.0)
     each = cluster.scoring_gpus(resources.gpus_per_actor, available, len(bases))
     wanted = each * resources.min_actors * len(bases)
@@ -135,11 +141,7 @@ def _stream(
     scorer: type[Scorer],
 ) -> Iterator[pa.Table]:
     """One stream with a branch for each base; yields the names of answered units."""
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.actor_init_retry_on_errors = False
-    context.actor_init_max_retries = 0
-    context.execution_options.preserve_order = False
+    set_context(DataContext.get_current())
     gpus = cluster.scoring_gpus(
         resources.gpus_per_actor, ray.cluster_resources().get("GPU", 0.0), len(units)
     )
@@ -161,7 +163,15 @@ def _stream(
     try:
         yield from stream.iter_batches(batch_size=None, batch_format="pyarrow")
     except ray.exceptions.RayError as error:
-        raise _explain(error) from error
+        raise explain(error) from error
+
+
+def set_context(context: DataContext) -> None:
+    """Ray Data's settings for any stream: fail at once where an actor can't start."""
+    context.enable_progress_bars = False
+    context.actor_init_retry_on_errors = False
+    context.actor_init_max_retries = 0
+    context.execution_options.preserve_order = False
 
 
 def _through_pool(
@@ -187,7 +197,7 @@ def _through_pool(
         )
 
 
-def _explain(error: Exception) -> UserError:
+def explain(error: Exception) -> UserError:
     """The UserError that an actor raised, or the last line of what Ray says."""
     cause: BaseException | None = error
     while cause is not None:

@@ -1,0 +1,221 @@
+"""Generation requests one by one, for an engine that schedules them itself (vLLM).
+
+What is asked means what `muscle.evaluation.generation` means: the same tokens, cut to the
+same window, the same stop strings, the harness's names for settings, transformers'
+defaults. Settings that the other engine lacks are refused, never dropped.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from muscle.errors import UserError
+from muscle.evaluation.generation import Plan, cut, plan
+from muscle.models.encoding import Encoder
+from muscle.types import Query
+
+# Settings with one name and one meaning in transformers and vLLM, with what transformers'
+# generate does where neither the request nor the model's generation_config.json says.
+_ALWAYS = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+_SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 50, "min_p": 0.0}
+
+# What transformers alone knows, at values that do nothing.
+_NEUTRAL: dict[str, Any] = {
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "min_length": 0,
+}
+_NEUTRAL_SAMPLING: dict[str, Any] = {
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "top_h": 1.0,
+}
+# Of no effect without beams (which are refused), or no settings of decoding at all.
+_INERT = {
+    "do_sample",
+    "length_penalty",
+    "early_stopping",
+    "num_beam_groups",
+    "diversity_penalty",
+    "use_cache",
+    "cache_implementation",
+    "max_length",
+    "max_new_tokens",
+    "bos_token_id",
+    "pad_token_id",
+    "eos_token_id",
+    "transformers_version",
+    "_from_model_config",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Prompted:
+    """One request as an engine of its own schedule is given it.
+
+    row, request  its place: the query in its group, the request in the query
+    tokens        the context, cut to the window
+    sampling      vLLM's SamplingParams by name, always the same names
+    until         what the text is cut at
+    """
+
+    row: int
+    request: int
+    tokens: list[int]
+    sampling: dict[str, Any]
+    until: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Loose:
+    """One request's answer before its group is whole: a text, or why there is none."""
+
+    row: int
+    request: int
+    text: str | None
+    error: str | None = None
+
+
+class Requests:
+    """A tokenizer's way from queries to prompts and from generated tokens to text.
+
+    Args:
+        tokenizer: of the base.
+        window: in tokens, for prompt and answer together.
+        defaults: the model's own generation settings, as of `generation_defaults`.
+        seed: of sampled generation, together with the query's id and the request's place.
+    """
+
+    def __init__(
+        self, tokenizer: Any, window: int, defaults: Mapping[str, Any], seed: int = 0
+    ) -> None:
+        self.tokenizer, self.window, self.seed = tokenizer, window, seed
+        self.defaults = {n: v for n, v in defaults.items() if v is not None}
+        self.encoder = Encoder(tokenizer)
+        self.added: dict[str, int] = tokenizer.get_added_vocab()
+        self.eos_ids = _eos_ids(tokenizer, self.defaults)
+        eos = tokenizer.eos_token_id
+        self.eos = None if eos is None else tokenizer.decode(eos, skip_special_tokens=False)
+
+    def of(self, queries: Sequence[Query]) -> "list[Prompted | Loose]":
+        """Every request of a group: a prompt, or at once the reason why it can't be one.
+
+        Raises:
+            UserError: a setting that vLLM does not know.
+        """
+        places = [(q, r) for q, query in enumerate(queries) for r in range(len(query.requests))]
+        asked = [queries[q].requests[r] for q, r in places]
+        contexts = self.encoder.contexts([request.context for request in asked])
+        found: list[Prompted | Loose] = []
+        for (q, r), context, request in zip(places, contexts, asked, strict=True):
+            try:
+                wanted = plan(request.generation, self.eos, len(context))
+                tokens = _truncated(context, wanted.max_new_tokens, self.window)
+            except (ValueError, TypeError) as error:
+                found.append(Loose(q, r, None, str(error)))
+                continue
+            seed = row_seed(self.seed, f"{queries[q].id}\0{r}")
+            found.append(Prompted(q, r, tokens, self.sampling(wanted, seed), wanted.until))
+        return found
+
+    def sampling(self, wanted: Plan, seed: int) -> dict[str, Any]:
+        """SamplingParams of a plan. All names are always there: rows share a column.
+
+        Raises:
+            UserError: a setting that vLLM does not know.
+        """
+        given = {n: v for n, v in wanted.arguments.items() if v is not None}
+        settings = {**self.defaults, **given}
+        least = int(settings.pop("min_new_tokens", 0) or 0)
+        params: dict[str, Any] = {n: float(settings.pop(n, v)) for n, v in _ALWAYS.items()}
+        drawn = {n: settings.pop(n, v) for n, v in _SAMPLING.items()}
+        if not wanted.sampled:  # transformers ignores them too
+            drawn = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+        for name, value in settings.items():
+            if not _does_nothing(name, value, wanted.sampled):
+                raise UserError(
+                    f"generation setting {name!r} ({value!r}, of the task or of the model's "
+                    "generation_config.json) is not known to vLLM: use --backend transformers"
+                )
+        params |= {name: float(drawn[name]) for name in ("temperature", "top_p", "min_p")}
+        stops = [stop for stop in wanted.until if stop]
+        # A special token is no part of vLLM's text, so as a string it would never be found.
+        ids = self.eos_ids | {self.added[stop] for stop in stops if stop in self.added}
+        return params | {
+            "top_k": int(drawn["top_k"]),
+            "min_tokens": least,
+            "max_tokens": wanted.max_new_tokens,
+            "seed": seed,
+            "stop": stops,
+            "stop_token_ids": sorted(ids),
+        }
+
+    def text(self, tokens: Sequence[int], until: Sequence[str]) -> str:
+        """Generated tokens as the harness reads them.
+
+        From the tokens and not from vLLM's text, which ends before the stop string that is
+        complete first, where the harness cuts at one after the other.
+        """
+        return cut(self.tokenizer.decode(list(tokens), skip_special_tokens=True), until)
+
+
+def row_seed(seed: int, seed_key: str) -> int:
+    """What seeds a row's sampling: 63 bits that depend on nothing but the row."""
+    key = f"{seed}\0{seed_key}"
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) >> 1
+
+
+def generation_defaults(model: str, revision: str | None) -> dict[str, Any]:
+    """What a model's generation_config.json sets; vLLM is told, since it would not apply it
+    to requests that bring settings of their own, and transformers does."""
+    from transformers import GenerationConfig
+
+    from muscle.models import load_config, resolve_model
+
+    try:
+        config = GenerationConfig.from_pretrained(resolve_model(model), revision=revision or "main")
+    except OSError:  # it has none: as transformers does
+        config = GenerationConfig.from_model_config(load_config(model, revision))
+    own = config.to_diff_dict()
+    # A flag that is off changes nothing.
+    return {name: value for name, value in own.items() if value is not None and value is not False}
+
+
+def until_to_json(until: Sequence[str]) -> str:
+    """Stop strings as one plain column."""
+    return json.dumps(list(until))
+
+
+def _truncated(context: list[int], max_new_tokens: int, window: int) -> list[int]:
+    room = window - max_new_tokens
+    if room < 1:
+        raise ValueError(
+            f"max_gen_toks {max_new_tokens} leaves no room for a prompt in the window of "
+            f"{window} tokens: set a smaller max_gen_toks"
+        )
+    if not context:
+        raise ValueError("the context has no tokens")
+    return context[-room:]
+
+
+def _does_nothing(name: str, value: Any, sampled: bool) -> bool:
+    if name in _INERT:
+        return True
+    if name in _NEUTRAL:
+        return bool(value == _NEUTRAL[name])
+    if name in _NEUTRAL_SAMPLING:
+        return not sampled or bool(value == _NEUTRAL_SAMPLING[name])
+    return value is False
+
+
+def _eos_ids(tokenizer: Any, defaults: Mapping[str, Any]) -> set[int]:
+    """The tokens at which transformers ends a row, and the tokenizer's own, a stop string."""
+    ids = defaults.get("eos_token_id", [])
+    found = set(ids if isinstance(ids, list | tuple) else [ids])
+    return found | ({tokenizer.eos_token_id} - {None})
