@@ -18,6 +18,12 @@ app = typer.Typer(
     help="Update the base model without breaking what already worked.",
 )
 
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a setting, e.g. resources.max_actors=4."
+    ),
+]
 Address = Annotated[
     str | None, typer.Option(help="A Ray cluster; default RAY_ADDRESS, else this machine.")
 ]
@@ -46,12 +52,7 @@ def muscle(
 @app.command()
 def run(
     experiment: Annotated[Path, typer.Argument(help="The experiment, a YAML file.")],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Change a setting, e.g. training.epochs=2."
-        ),
-    ] = None,
+    set_: Overrides = None,
     output: Annotated[
         str | None, typer.Option(help="Where results go; default runs/NAME. Any fsspec path.")
     ] = None,
@@ -109,10 +110,7 @@ def evaluate(
     repeat: Annotated[
         int, typer.Option(help="Ask so often, and print what changes: the engine's own noise.")
     ] = 1,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="E.g. resources.max_actors=4."),
-    ] = None,
+    set_: Overrides = None,
     dry_run: DryRun = False,
     address: Address = None,
     debug: Debug = False,

@@ -13,7 +13,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 
 from muscle.artifacts import Store
-from muscle.config import ResourcesConfig
+from muscle.config import BackendName, ResourcesConfig
 from muscle.display import ProgressDisplay
 from muscle.errors import UserError
 from muscle.evaluate import (
@@ -61,7 +61,8 @@ def run_experiment(
     if dry_run:
         show_plan(plan, output, console)
         return
-    with ray_launcher(experiment.resources, address, debug) as launcher:
+    backend = experiment.evaluation.backend
+    with ray_launcher(experiment.resources, address, debug, backend) as launcher:
         with ProgressDisplay(console) as display:
             outcome = Pipeline(plan, output, launcher, display).run()
     show_outcome(outcome, console)
@@ -88,7 +89,8 @@ def evaluate_models(
     if dry_run:
         show_steps("evaluation", plan.steps(), evaluation_store(config, output), console)
         return
-    with ray_launcher(config.resources, address, debug) as launcher:
+    backend = config.evaluation.backend
+    with ray_launcher(config.resources, address, debug, backend) as launcher:
         with ProgressDisplay(console) as display:
             done = Evaluating(plan, output, launcher, display).run()
     show_evaluated(done, console)
@@ -96,7 +98,7 @@ def evaluate_models(
 
 @contextmanager
 def ray_launcher(
-    resources: ResourcesConfig, address: str | None, debug: bool
+    resources: ResourcesConfig, address: str | None, debug: bool, backend: BackendName
 ) -> "Iterator[RayLauncher]":
     """A launcher for a cluster or this machine, closed at the end.
 
@@ -107,7 +109,7 @@ def ray_launcher(
     from muscle.launch.ray_launcher import RayLauncher
 
     check_reachable(address)
-    launcher = RayLauncher(resources, address, debug)
+    launcher = RayLauncher(resources, address, debug, backend)
     try:
         yield launcher
     finally:

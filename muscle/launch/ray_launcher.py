@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from muscle.config import ResourcesConfig
+from muscle.config import BackendName, ResourcesConfig
 from muscle.evaluation.job import EvaluateJob
 from muscle.launch import cluster
 from muscle.training.job import OnProgress, Progress, TrainJob
@@ -12,17 +12,26 @@ class RayLauncher:
     """Connects in `prepare`, so a run that reuses everything starts no Ray."""
 
     def __init__(
-        self, resources: ResourcesConfig, address: str | None = None, verbose: bool = False
+        self,
+        resources: ResourcesConfig,
+        address: str | None = None,
+        verbose: bool = False,
+        backend: BackendName = "transformers",
     ):
         self.resources = resources
         self.address = address
         self.verbose = verbose
+        self.backend = backend
 
     def prepare(self, on_progress: OnProgress) -> None:
         """Connect or start Ray, and refuse resources that this machine will never have."""
         on_progress(Progress("start Ray", 0, 1, "cluster"))
         cluster.connect(self.address, self.verbose)
         cluster.check_resources(self.resources)
+        if self.backend == "vllm":
+            from muscle.launch.vllm import check_vllm
+
+            check_vllm(self.resources.min_actors)
         on_progress(Progress("start Ray", 1, 1, "cluster"))
 
     def train(self, jobs: Sequence[TrainJob], on_progress: OnProgress) -> None:
