@@ -62,6 +62,7 @@ class Prefill:
         self.prefix, self.prefix_length = prefix, prefix_length
         self.made = Layers()
         self.windows: dict[int, int | None] = {}
+        self.rows = len(lengths)
         counts = torch.tensor(lengths)
         ends = counts.cumsum(0)
         self.last_B = (ends - 1).to(device)
@@ -90,11 +91,13 @@ class Prefill:
         groups = query_1HND.shape[1] // key_1KND.shape[1]
         key_1HLD = key_1KND.repeat_interleave(groups, dim=1)
         value_1HLD = value_1KND.repeat_interleave(groups, dim=1)
+        attention = nn.functional.scaled_dot_product_attention
+        if softcap is None and window is None and self.rows == 1 and not self.prefix_length:
+            # The faster kernels take no mask.
+            return attention(query_1HND, key_1HLD, value_1HLD, is_causal=True, scale=scaling)
         mask = self._mask(window, query_1HND.dtype)
         if softcap is None:
-            return nn.functional.scaled_dot_product_attention(
-                query_1HND, key_1HLD, value_1HLD, attn_mask=mask, scale=scaling
-            )
+            return attention(query_1HND, key_1HLD, value_1HLD, mask, scale=scaling)
         scores = torch.matmul(query_1HND * scaling, key_1HLD.transpose(2, 3))
         return _weights(scores, softcap, mask) @ value_1HLD
 
@@ -128,7 +131,7 @@ class Decode:
         self.places, self.columns = places, columns
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
-        self._masks: dict[int | None, tuple[Tensor | None, Tensor]] = {}
+        self._masks: dict[int | None, Tensor] = {}
 
     def insert(self, made: Layers, place_N: Tensor, column_N: Tensor) -> None:
         """Put N packed tokens into their places and columns."""
@@ -180,38 +183,30 @@ class Decode:
         key_BKTD = self.keys[layer][:rows, :, : self.longest]
         value_BKTD = self.values[layer][:rows, :, : self.longest]
         query_BKGD = query_BH1D.view(rows, key_heads, groups, size) * scaling
-        shared_mask, own_mask = self._mask(window, query_BH1D.dtype)
+        mask = self._mask(window, query_BH1D.dtype)
         own_BKGT = torch.matmul(query_BKGD, key_BKTD.transpose(2, 3))
         if not self.prefix_length:
-            made_BKGD = _weights(own_BKGT, softcap, own_mask) @ value_BKTD
+            made_BKGD = _weights(own_BKGT, softcap, mask) @ value_BKTD
             return made_BKGD.reshape(rows, heads, 1, -1)
         shared = self.prefix_length
         query_KMD = query_BKGD.transpose(0, 1).reshape(key_heads, rows * groups, size)
         shared_KMP = torch.matmul(query_KMD, self.prefix.keys[layer][0].transpose(1, 2))
         shared_BKGP = shared_KMP.view(key_heads, rows, groups, shared).transpose(0, 1)
-        if shared_mask is not None:
-            own_mask = torch.cat([shared_mask, own_mask], -1)
-        else:
-            own_mask = nn.functional.pad(own_mask, (shared, 0))
-        weights_BKGL = _weights(torch.cat([shared_BKGP, own_BKGT], -1), softcap, own_mask)
+        weights_BKGL = _weights(torch.cat([shared_BKGP, own_BKGT], -1), softcap, mask)
         weights_KMP = weights_BKGL[..., :shared].transpose(0, 1).reshape(shared_KMP.shape)
         made_KMD = torch.matmul(weights_KMP, self.prefix.values[layer][0])
         made_BKGD = made_KMD.view(key_heads, rows, groups, -1).transpose(0, 1)
         made_BKGD = made_BKGD + weights_BKGL[..., shared:] @ value_BKTD
         return made_BKGD.reshape(rows, heads, 1, -1)
 
-    def _mask(self, window: int | None, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
-        """Added to the scores: [B, 1, 1, P] of the prefix (None: all 0), [B, 1, 1, T] own."""
+    def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """[B, 1, 1, P + T], added to the scores."""
         if window not in self._masks:
-            own_T = torch.arange(self.longest, device=self.column_B.device)
-            seen_BT = own_T <= self.column_B[:, None]
-            shared = None
+            key_L = torch.arange(self.prefix_length + self.longest, device=self.column_B.device)
+            seen_BL = key_L <= self.position_ids
             if window is not None:
-                seen_BT &= self.column_B[:, None] - own_T < window
-                shared_P = torch.arange(self.prefix_length, device=own_T.device)
-                seen_BP = self.position_ids - shared_P < window
-                shared = _additive(seen_BP, dtype)[:, None, None]
-            self._masks[window] = shared, _additive(seen_BT, dtype)[:, None, None]
+                seen_BL &= self.position_ids - key_L < window
+            self._masks[window] = _additive(seen_BL, dtype)[:, None, None]
         return self._masks[window]
 
 

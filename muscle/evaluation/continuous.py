@@ -1,11 +1,12 @@
 """Greedy generation through transformers' continuous batching: a paged cache, for GPUs."""
 
+import math
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from muscle.errors import UserError
-from muscle.evaluation.plan import Ask, cut
+from muscle.evaluation.plan import NAN, Ask, cut
 from muscle.models.structure import unwrap
 from muscle.types import Output
 
@@ -29,12 +30,16 @@ def generate_continuous(
     Raises:
         UserError: an architecture or attention that cannot be batched so.
     """
+    import torch
     from transformers import ContinuousBatchingConfig
+    from transformers.utils import is_flash_attn_2_available
 
     causal = unwrap(model)
     settings = deepcopy(causal.generation_config)
     settings.do_sample = False
-    config = ContinuousBatchingConfig()
+    # Flash attention has no fp32, and by itself transformers would fetch kernels from the hub.
+    flash = causal.dtype != torch.float32 and is_flash_attn_2_available()
+    config = ContinuousBatchingConfig(return_logprobs=True, auto_switch_to_flash=flash)
     if causal.device.type == "cpu":
         # Else it fills nine tenths of the machine's memory.
         longest = max(len(ask.context) + ask.plan.max_new_tokens for ask in asks)
@@ -103,6 +108,8 @@ def _follow(manager: Any, watches: dict[str, _Watch]) -> None:
             continue
         if result.error is not None:
             watch.fail(f"continuous batching failed: {result.error}")
+        elif any(map(math.isnan, result.logprobs)):
+            watch.fail(NAN)
         watch.see(result.generated_tokens)
         if result.is_finished() and not watch.ended:
             watch.ended = True

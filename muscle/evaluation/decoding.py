@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 
 from muscle.evaluation.attention import Decode, Layers, Prefill
+from muscle.evaluation.plan import NAN
 from muscle.evaluation.sampling import Chooser, seeded
 from muscle.evaluation.scoring import OUT_OF_MEMORY
 from muscle.evaluation.sharing import common
 from muscle.evaluation.stopping import Stops
 from muscle.models.structure import project, unwrap
 
-NAN = "the model's logits are NaN"
+PACKED_TOKENS = 2048
+"""Most tokens of one pass, unless a single row has more: packed rows are masked from each
+other, so the work of attention grows with the square of this."""
 
 LEAST_PIECE = 64
 """Tokens: a prefix that does not fit in memory in smaller pieces does not fit."""
@@ -57,7 +60,8 @@ class Decoder:
     """
 
     def __init__(self, model: Any, batch_tokens: int, held_tokens: int) -> None:
-        self.model, self.batch_tokens, self.held_tokens = model, batch_tokens, held_tokens
+        self.model, self.held_tokens = model, held_tokens
+        self.batch_tokens = min(batch_tokens, PACKED_TOKENS)
         self.body = unwrap(model).get_decoder()
         self.device = model.device
         self.prefix = Layers()
@@ -109,6 +113,7 @@ class Decoder:
             waiting = [row for row in waiting if row.number not in ended]
             if fits:
                 continue
+            del memory
             torch.cuda.empty_cache()
             held_tokens = places // 2 * columns
             if places == 1:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from muscle.errors import UserError
 from muscle.evaluation.batching import fill, run_in_memory
-from muscle.evaluation.plan import Ask, cut
+from muscle.evaluation.plan import NAN, Ask, cut
 from muscle.evaluation.scoring import OUT_OF_MEMORY
 from muscle.models.structure import unwrap
 from muscle.types import Output
@@ -99,7 +99,7 @@ def _generate_batch(
     results: list[Output | str] = []
     for row, tokens in enumerate(out_BL[:, longest:].tolist()):
         if watch.is_bad(row, len(asks)):
-            results.append("the model's logits are NaN")
+            results.append(NAN)
             continue
         text = tokenizer.decode(tokens[: stop.stopped_at[row]], skip_special_tokens=True)
         results.append(Output(text=cut(text, plan.until)))

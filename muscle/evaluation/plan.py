@@ -7,6 +7,9 @@ from typing import Any
 
 DEFAULT_MAX_GEN_TOKS = 256
 
+NAN = "the model's logits are NaN"
+"""Why a row has no text, where an argmax would still give it some."""
+
 _TOKEN_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
 
@@ -25,7 +28,7 @@ class Plan:
     @property
     def alone(self) -> bool:
         """Sampling draws from one generator and beams stop together: one row at a time."""
-        return self.sampled or int(self.arguments.get("num_beams", 1)) > 1
+        return self.sampled or int(self.arguments.get("num_beams") or 1) > 1
 
     @property
     def manner(self) -> str:

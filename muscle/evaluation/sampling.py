@@ -84,10 +84,10 @@ def eos_ids(causal: Any) -> frozenset[int]:
 def settings(causal: Any, arguments: Mapping[str, Any], eos: frozenset[int]) -> "Settings | None":
     """The settings in force, or None if one of them is for transformers' generate to read."""
     own = causal.generation_config.to_diff_dict()
-    own = {name: value for name, value in own.items() if value not in (None, False)}
+    own = {name: value for name, value in own.items() if value is not None and value is not False}
     if not set(own) - _CHOOSING <= _INERT or not set(arguments) - _CHOOSING <= {"num_beams"}:
         return None
-    if arguments.get("num_beams", 1) != 1:
+    if (arguments.get("num_beams") or 1) != 1:
         return None
     given = {name: value for name, value in arguments.items() if value is not None}
     found = Settings({**own, **given}, eos)
