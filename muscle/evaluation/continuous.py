@@ -19,6 +19,12 @@ CPU_BATCH_TOKENS = 512
 """On a CPU, where it only runs for the sake of equal answers."""
 
 
+def can_batch(causal: Any) -> bool:
+    """False for Gemma 2, whose soft-capped attention the paged kinds leave out."""
+    config = getattr(causal.config, "text_config", None) or causal.config
+    return getattr(config, "attn_logit_softcapping", None) is None
+
+
 def generate_continuous(
     model: Any, tokenizer: Any, asks: Sequence[Ask], stops: "Stops"
 ) -> "list[Output | str]":

@@ -189,7 +189,7 @@ class _Places:
         lengths = [len(row.context) + len(row.made) - 1 - shared for row in self.active]
         self.memory.begin(lengths, self.decoder.device)
         hidden_BD = self.decoder.run([row.made[-1] for row in self.active], self.memory)
-        self._choose(self.active, hidden_BD)
+        self._choose(list(self.active), hidden_BD)
 
     def _choose(self, rows: list[Row], hidden_BD: Tensor) -> None:
         """Choose the last active rows' next tokens and let go of those that end with them."""

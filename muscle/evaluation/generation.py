@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from muscle.evaluation.sampling import Settings
     from muscle.evaluation.stopping import Stops
 
-HELD_TOKENS = {"cpu": 8192, "cuda": 16384}
+HELD_TOKENS = 8192
 """Own tokens (after the shared prefix) of the rows decoded together: a step reads all
 weights once, so it should serve many rows."""
 
@@ -56,9 +56,11 @@ def generate(
 
     Args:
         batch_tokens: of one forward pass over prompts.
-        continuous: greedy rows go through transformers' continuous batching.
+        continuous: greedy rows go through transformers' continuous batching, which is
+            made for GPUs; sampled rows, other settings and models that it gets wrong go
+            their usual way.
         held_tokens: of the rows decoded together, their prompts' own and new tokens;
-            None: `HELD_TOKENS` of the device, at least `batch_tokens`.
+            None: `HELD_TOKENS`, or `batch_tokens` if that is more.
 
     Returns:
         an `Output` for each prompt; or, as a phrase, why it has none: settings that leave
@@ -66,7 +68,7 @@ def generate(
 
     Raises:
         UserError: a setting that transformers does not know or refuses; continuous
-            batching without a GPU.
+            batching of a model that it does not take.
     """
     results: list[Output | str] = [""] * len(prompts)
     eos_id = tokenizer.eos_token_id
@@ -83,7 +85,7 @@ def generate(
     manners: dict[str, list[int]] = defaultdict(list)
     for i, ask in asks.items():
         manners[ask.plan.manner].append(i)
-    held_tokens = held_tokens or max(batch_tokens, HELD_TOKENS[model.device.type])
+    held_tokens = held_tokens or max(batch_tokens, HELD_TOKENS)
     for members in manners.values():
         rows = [asks[i] for i in members]
         found = _generate_alike(model, tokenizer, rows, batch_tokens, held_tokens, continuous)
@@ -101,7 +103,7 @@ def _generate_alike(
     continuous: bool,
 ) -> "list[Output | str]":
     """Rows whose settings differ at most in their number of new tokens."""
-    from muscle.evaluation.continuous import generate_continuous
+    from muscle.evaluation.continuous import can_batch, generate_continuous
     from muscle.evaluation.sampling import eos_ids, settings
     from muscle.evaluation.stopping import Stops
     from muscle.evaluation.support import can_decode
@@ -110,12 +112,10 @@ def _generate_alike(
     causal = unwrap(model)
     stops = Stops(plan.until, tokenizer, eos_ids(causal))
     chosen = settings(causal, plan.arguments, stops.eos_ids)
-    if chosen is None:
+    if chosen is None or not can_decode(model):
         return generate_padded(model, tokenizer, asks, stops, batch_tokens)
-    if continuous and chosen.plain:
+    if continuous and chosen.plain and can_batch(causal):
         return generate_continuous(model, tokenizer, asks, stops)
-    if not can_decode(model):
-        return generate_padded(model, tokenizer, asks, stops, batch_tokens)
     return _decode(model, tokenizer, asks, chosen, stops, batch_tokens, held_tokens)
 
 

@@ -361,6 +361,15 @@ def test_continuous_batching_is_the_same(lover: Any, tokenizer: Any) -> None:
     assert lover.config._attn_implementation == "sdpa"
 
 
+@pytest.mark.parametrize("kind", ["Mistral", "Gemma2", "Qwen2"])
+def test_continuous_batching_of_other_models(tokenizer: Any, kind: str) -> None:
+    other = make_model(kind, window=WINDOW, **ARCHITECTURES[kind])
+    texts = PROMPTS["two groups"][1:8]
+    before = other.config._attn_implementation
+    assert made(other, tokenizer, texts, _continuous=True) == alone(other, tokenizer, texts)
+    assert other.config._attn_implementation == before
+
+
 def test_continuous_batching_tells_of_nan(tokenizer: Any) -> None:
     broken = make_model(window=WINDOW)
     broken.get_output_embeddings().weight.data[7] = float("nan")
