@@ -1,13 +1,15 @@
 """Generation against lm-evaluation-harness's HFLM and against each row alone, in fp32."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from tiny import make_model, make_tokenizer
+from tiny import make_model, make_tokenizer, save_model, save_random_adapter
 
+from muscle import models
 from muscle.errors import UserError
 from muscle.evaluation import decoding, generation, sharing
 from muscle.evaluation.generation import Prompt, generate
@@ -17,6 +19,7 @@ from muscle.evaluation.sampling import eos_ids
 from muscle.evaluation.sharing import families
 from muscle.evaluation.stopping import Stops
 from muscle.evaluation.support import can_decode
+from muscle.models.structure import unwrap
 
 WINDOW = 160
 EOS = "</s>"
@@ -81,7 +84,7 @@ def alone(model: Any, tokenizer: Any, texts: list[str], **settings: Any) -> list
     for prompt in prompts(tokenizer, texts, **settings):
         plan = make_plan(prompt.generation, EOS, len(prompt.context))
         context = truncated(prompt.context, plan.max_new_tokens, WINDOW)
-        stops = Stops(plan.until, tokenizer, eos_ids(model))
+        stops = Stops(plan.until, tokenizer, eos_ids(unwrap(model)))
         ask = Ask(context, plan, f"0\0{prompt.seed_key}")
         found += [out.text for out in generate_padded(model, tokenizer, [ask], stops, 1)]
     return found
@@ -368,6 +371,19 @@ def test_continuous_batching_of_other_models(tokenizer: Any, kind: str) -> None:
     before = other.config._attn_implementation
     assert made(other, tokenizer, texts, _continuous=True) == alone(other, tokenizer, texts)
     assert other.config._attn_implementation == before
+
+
+def test_adapters_apply(tokenizer: Any, tmp_path: Path) -> None:
+    base = save_model(tmp_path / "base", window=WINDOW)
+    path = save_random_adapter(tmp_path / "adapter", base, seed=3)
+    model = models.attach_adapter(models.load_base(base), path, "x").eval()
+    texts, seen = PROMPTS["all"], []
+    for name in (None, "x"):
+        with models.using_adapter(model, name):
+            seen.append(alone(model, tokenizer, texts))
+            for continuous in (False, True):
+                assert made(model, tokenizer, texts, _continuous=continuous) == seen[-1]
+    assert seen[0] != seen[1]
 
 
 def test_continuous_batching_tells_of_nan(tokenizer: Any) -> None:
