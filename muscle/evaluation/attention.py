@@ -182,7 +182,7 @@ class Decode:
         self.values[layer][self.rows_B, :, self.column_B] = value_BK1D[:, :, 0]
         key_BKTD = self.keys[layer][:rows, :, : self.longest]
         value_BKTD = self.values[layer][:rows, :, : self.longest]
-        query_BKGD = query_BH1D.view(rows, key_heads, groups, size) * scaling
+        query_BKGD = query_BH1D.reshape(rows, key_heads, groups, size) * scaling
         mask = self._mask(window, query_BH1D.dtype)
         own_BKGT = torch.matmul(query_BKGD, key_BKTD.transpose(2, 3))
         if not self.prefix_length:
