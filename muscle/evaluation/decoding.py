@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from muscle.evaluation.attention import Decode, Layers, Prefill
 from muscle.evaluation.plan import NAN
+from muscle.evaluation.prefix_attention import Decode, Layers, Prefill
 from muscle.evaluation.sampling import Chooser, seeded
 from muscle.evaluation.scoring import OUT_OF_MEMORY
 from muscle.evaluation.sharing import common

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from muscle.evaluation.attention import NAME, Decode, Prefill
+from muscle.evaluation.prefix_attention import NAME, Decode, Prefill
 from muscle.models.structure import hidden_states, unwrap
 
 _known: "WeakKeyDictionary[Any, bool]" = WeakKeyDictionary()
@@ -21,7 +21,7 @@ _BATCH_DEPENDENT = {"dynamic", "longrope"}
 
 @contextmanager
 def shared_attention(model: Any) -> Iterator[None]:
-    """Inside, the model's layers attend through `muscle.evaluation.attention`."""
+    """Inside, the model's layers attend through `muscle.evaluation.prefix_attention`."""
     causal = unwrap(model)
     before = causal.config._attn_implementation
     causal.set_attn_implementation(NAME)
