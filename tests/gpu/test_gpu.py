@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from muscle.evaluation import Engine
+from muscle.evaluation.generation import Prompt, generate
 from muscle.training.job import TrainJob
 from muscle.training.loop import train_alone
 from muscle.types import Query, Request
@@ -30,6 +31,28 @@ def test_log_likelihoods_agree_with_the_cpu(tiny_models: dict[str, str]) -> None
         answers = engine.answer("new", queries)
         found[device] = [o.loglikelihood for a in answers for o in a.outputs]
     assert found["cuda"] == pytest.approx(found["cpu"], rel=1e-4)
+
+
+@pytest.mark.parametrize("continuous", [False, True])
+def test_generated_texts_are_those_of_the_cpu(
+    tiny_models: dict[str, str], continuous: bool
+) -> None:
+    start = "thing 1 is red and thing 2 is blue and "
+    found = {}
+    for device in ("cpu", "cuda"):
+        engine = Engine(tiny_models["new"], None, {"new": None}, "float32", None, device=device)
+        contexts = engine.encoder.contexts([f"{start}thing {i} is" for i in range(40)])
+        wish = json.dumps({"until": ["b"], "max_gen_toks": 12})
+        prompts = [Prompt(context, wish, str(i)) for i, context in enumerate(contexts)]
+        found[device] = generate(
+            engine.model,
+            engine.tokenizer,
+            prompts,
+            engine.max_length,
+            engine.batch_tokens,
+            continuous=continuous and device == "cuda",
+        )
+    assert found["cuda"] == found["cpu"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -268,7 +268,7 @@ def test_eos_in_the_middle_of_a_batch(
 ) -> None:
     # A tokenizer may have nothing special to pad with: a letter must not reach the text.
     letter = models.load_tokenizer(base).convert_tokens_to_ids(pad)
-    monkeypatch.setattr("muscle.evaluation.generation.padding_id", lambda tokenizer: letter)
+    monkeypatch.setattr("muscle.evaluation.padded.padding_id", lambda tokenizer: letter)
     # A model that loves EOS ends rows at different steps.
     model = models.load_base(base)
     model.get_output_embeddings().weight.data[1] *= 3.0
