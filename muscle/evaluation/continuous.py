@@ -6,7 +6,7 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from muscle.errors import UserError
-from muscle.evaluation.plan import NAN, Ask, cut
+from muscle.evaluation.plan import NAN, Start, cut
 from muscle.models.structure import unwrap
 from muscle.types import Output
 
@@ -26,7 +26,7 @@ def can_batch(causal: Any) -> bool:
 
 
 def generate_continuous(
-    model: Any, tokenizer: Any, asks: Sequence[Ask], stops: "Stops"
+    model: Any, tokenizer: Any, asks: Sequence[Start], stops: "Stops"
 ) -> "list[Output | str]":
     """The greedy text of each ask, or why it has none, in the order given.
 

@@ -92,6 +92,7 @@ class Engine:
             )
         self.max_length = max_length or window
         self.seed = seed
+        self.continuous = continuous
         self.encoder = Encoder(self.tokenizer)
         self.model: Any = base
         masks = tree_masks(base) if tree else None
@@ -182,6 +183,7 @@ class Engine:
             self.max_length,
             self.batch_tokens,
             self.seed,
+            continuous=self.continuous,
         )
         return dict(zip(places, outputs, strict=True))
 

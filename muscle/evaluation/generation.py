@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from muscle.evaluation.padded import generate_padded
-from muscle.evaluation.plan import Ask, cut, make_plan, truncated
+from muscle.evaluation.plan import Start, cut, make_plan, truncated
 from muscle.evaluation.scoring import OUT_OF_MEMORY
 from muscle.evaluation.sharing import families
 from muscle.models.structure import unwrap
@@ -73,7 +73,7 @@ def generate(
     results: list[Output | str] = [""] * len(prompts)
     eos_id = tokenizer.eos_token_id
     eos = None if eos_id is None else tokenizer.decode(eos_id, skip_special_tokens=False)
-    asks: dict[int, Ask] = {}
+    asks: dict[int, Start] = {}
     for i, prompt in enumerate(prompts):
         try:
             plan = make_plan(prompt.generation, eos, len(prompt.context))
@@ -81,7 +81,7 @@ def generate(
         except (ValueError, TypeError) as error:
             results[i] = str(error)
             continue
-        asks[i] = Ask(context, plan, f"{seed}\0{prompt.seed_key}")
+        asks[i] = Start(context, plan, f"{seed}\0{prompt.seed_key}")
     manners: dict[str, list[int]] = defaultdict(list)
     for i, ask in asks.items():
         manners[ask.plan.manner].append(i)
@@ -97,7 +97,7 @@ def generate(
 def _generate_alike(
     model: Any,
     tokenizer: Any,
-    asks: Sequence[Ask],
+    asks: Sequence[Start],
     batch_tokens: int,
     held_tokens: int,
     continuous: bool,
@@ -122,7 +122,7 @@ def _generate_alike(
 def _decode(
     model: Any,
     tokenizer: Any,
-    asks: Sequence[Ask],
+    asks: Sequence[Start],
     settings: "Settings",
     stops: "Stops",
     batch_tokens: int,

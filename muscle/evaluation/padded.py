@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from muscle.errors import UserError
 from muscle.evaluation.batching import fill, run_in_memory
-from muscle.evaluation.plan import NAN, Ask, cut
+from muscle.evaluation.plan import NAN, Start, cut
 from muscle.evaluation.scoring import OUT_OF_MEMORY
 from muscle.models.structure import unwrap
 from muscle.types import Output
@@ -25,7 +25,7 @@ _PADDING_SAFE = {"do_sample", "temperature", "no_repeat_ngram_size"}
 def generate_padded(
     model: Any,
     tokenizer: Any,
-    asks: Sequence[Ask],
+    asks: Sequence[Start],
     stops: "Stops",
     batch_tokens: int,
 ) -> "list[Output | str]":
@@ -53,7 +53,7 @@ def generate_padded(
     return results
 
 
-def _group(ask: Ask, number: int) -> tuple[Any, ...]:
+def _group(ask: Start, number: int) -> tuple[Any, ...]:
     """Asks with the same key may share a batch."""
     if ask.plan.alone:
         return ("row", number)
@@ -64,7 +64,7 @@ def _group(ask: Ask, number: int) -> tuple[Any, ...]:
 
 
 def _generate_batch(
-    model: Any, tokenizer: Any, asks: list[Ask], stops: "Stops"
+    model: Any, tokenizer: Any, asks: list[Start], stops: "Stops"
 ) -> "list[Output | str]":
     """One call of transformers' generate on left-padded contexts with one plan."""
     import torch

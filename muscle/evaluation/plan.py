@@ -37,7 +37,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class Start:
     """A context, already cut to the window, to go on from by a plan; what seeds its sampling."""
 
     context: list[int]

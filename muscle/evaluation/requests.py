@@ -5,14 +5,14 @@ same window, the same stop strings, the harness's names for settings, transforme
 defaults. Settings that the other engine lacks are refused, never dropped.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from muscle.errors import UserError
-from muscle.evaluation.generation import Plan, cut, plan
+from muscle.evaluation.plan import Plan, cut, make_plan, truncated
+from muscle.evaluation.sampling import seed_number
 from muscle.models.encoding import Encoder
 from muscle.types import Query
 
@@ -115,12 +115,12 @@ class Requests:
         found: list[Prompted | Loose] = []
         for (q, r), context, request in zip(places, contexts, asked, strict=True):
             try:
-                wanted = plan(request.generation, self.eos, len(context))
-                tokens = _truncated(context, wanted.max_new_tokens, self.window)
+                wanted = make_plan(request.generation, self.eos, len(context))
+                tokens = truncated(context, wanted.max_new_tokens, self.window)
             except (ValueError, TypeError) as error:
                 found.append(Loose(q, r, None, str(error)))
                 continue
-            seed = row_seed(self.seed, f"{queries[q].id}\0{r}")
+            seed = seed_number(f"{self.seed}\0{queries[q].id}\0{r}")
             found.append(Prompted(q, r, tokens, self.sampling(wanted, seed), wanted.until))
         return found
 
@@ -165,12 +165,6 @@ class Requests:
         return cut(self.tokenizer.decode(list(tokens), skip_special_tokens=True), until)
 
 
-def row_seed(seed: int, seed_key: str) -> int:
-    """What seeds a row's sampling: 63 bits that depend on nothing but the row."""
-    key = f"{seed}\0{seed_key}"
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) >> 1
-
-
 def generation_defaults(model: str, revision: str | None) -> dict[str, Any]:
     """What a model's generation_config.json sets; vLLM is told, since it would not apply it
     to requests that bring settings of their own, and transformers does."""
@@ -190,18 +184,6 @@ def generation_defaults(model: str, revision: str | None) -> dict[str, Any]:
 def until_to_json(until: Sequence[str]) -> str:
     """Stop strings as one plain column."""
     return json.dumps(list(until))
-
-
-def _truncated(context: list[int], max_new_tokens: int, window: int) -> list[int]:
-    room = window - max_new_tokens
-    if room < 1:
-        raise ValueError(
-            f"max_gen_toks {max_new_tokens} leaves no room for a prompt in the window of "
-            f"{window} tokens: set a smaller max_gen_toks"
-        )
-    if not context:
-        raise ValueError("the context has no tokens")
-    return context[-room:]
 
 
 def _does_nothing(name: str, value: Any, sampled: bool) -> bool:

@@ -20,8 +20,8 @@ from muscle.evaluation.requests import (
     Prompted,
     Requests,
     generation_defaults,
-    row_seed,
 )
+from muscle.evaluation.sampling import seed_number
 from muscle.evaluation.units import collect, part, pending
 from muscle.evaluation.vllm_settings import engine_settings
 from muscle.tables import write_queries
@@ -81,7 +81,7 @@ def test_a_row_s_seed_is_its_own(requests: Requests) -> None:
     queries = [ask("a", "x", "x", temperature=1.0, max_tokens=4), ask("b", "x", max_tokens=4)]
     seeds = [one.sampling["seed"] for one in requests.of(queries)]  # type: ignore[union-attr]
     assert len(set(seeds)) == 3 and all(0 <= seed < 2**63 for seed in seeds)
-    assert seeds[1] == row_seed(0, "a\0" + "1")
+    assert seeds[1] == seed_number("0\0a\0" + "1")
     assert requests.of(queries[:1])[1].sampling["seed"] == seeds[1]  # type: ignore[union-attr]
 
 
