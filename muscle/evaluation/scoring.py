@@ -247,9 +247,17 @@ def _token_scores(
         low, high = np.searchsorted(position_E, [start, start + chunk])
         row_e = torch.from_numpy(position_E[low:high] - start).to(device)
         target_e = torch.from_numpy(target_E[low:high]).to(device)
-        logprob_NV = torch.log_softmax(project(model, hidden_ND[start : start + chunk]), dim=-1)
-        logprobs.append(logprob_NV[row_e, target_e].double())
-        greedy.append(logprob_NV.argmax(dim=-1)[row_e] == target_e)
+        logits_NV = project(model, hidden_ND[start : start + chunk])
+        best_N = logits_NV.amax(dim=-1)
+        logit_e = logits_NV[row_e, target_e]
+        # Only what ties with the best can be the argmax, which is the first of equals.
+        greedy_e = logit_e == best_N[row_e]
+        hits = greedy_e.nonzero()[:, 0]
+        greedy_e[hits] = logits_NV[row_e[hits]].argmax(dim=-1) == target_e[hits]
+        # The log-softmax in place: a second [N, V] costs more than the arithmetic.
+        sum_N = logits_NV.sub_(best_N[:, None]).exp_().sum(dim=-1)
+        logprobs.append(((logit_e - best_N[row_e]) - sum_N.log()[row_e]).double())
+        greedy.append(greedy_e)
     logprob_E = np.empty(len(order_E))
     greedy_E = np.empty(len(order_E), dtype=bool)
     logprob_E[order_E] = torch.cat(logprobs).cpu().numpy()

@@ -70,10 +70,7 @@ def make_chains(sequences: Sequence[Ints], starts: Sequence[int]) -> list[Chain]
 
 def shared_with_previous(chains: Sequence[Chain]) -> Ints:
     """For each chain the number of first tokens that it shares with the one before it."""
-    shared = [
-        shared_length(one.tokens_L, other.tokens_L)
-        for one, other in pairwise(chains)
-    ]
+    shared = [shared_length(one.tokens_L, other.tokens_L) for one, other in pairwise(chains)]
     return np.array([0, *shared], dtype=np.int64)
 
 
