@@ -25,8 +25,9 @@ from muscle.types import Output
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-HEAD_ELEMENTS = 1 << 25
-"""Logits held at once: 128 MiB of fp32, whatever the vocabulary."""
+HEAD_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 25}
+"""Logits held at once, whatever the vocabulary: what stays near a CPU's cache, and 128 MiB
+of fp32 on a GPU, whose kernels want many rows."""
 
 OUT_OF_MEMORY = "it does not fit in the device's memory, even alone"
 
@@ -236,12 +237,12 @@ def _token_scores(
     A place at which several targets are scored goes through the head once.
     """
     vocabulary = unwrap(model).get_output_embeddings().weight.shape[0]
-    chunk = max(1, HEAD_ELEMENTS // int(vocabulary))
     place_N, position_E = np.unique(place_E, return_inverse=True)
     order_E = np.argsort(position_E, kind="stable")
     position_E, target_E = position_E[order_E], target_E[order_E]
     logprobs, greedy = [], []
     device = hidden_XD.device
+    chunk = max(1, HEAD_ELEMENTS[device.type] // int(vocabulary))
     hidden_ND = hidden_XD[torch.from_numpy(place_N).to(device)]
     for start in range(0, len(place_N), chunk):
         low, high = np.searchsorted(position_E, [start, start + chunk])
