@@ -25,8 +25,9 @@ from muscle.types import Output
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-HEAD_ELEMENTS = 1 << 25
-"""Logits held at once: 128 MiB of fp32, whatever the vocabulary."""
+HEAD_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 25}
+"""Logits held at once, whatever the vocabulary: what stays near a CPU's cache, and 128 MiB
+of fp32 on a GPU, whose kernels want many rows."""
 
 OUT_OF_MEMORY = "it does not fit in the device's memory, even alone"
 
@@ -236,20 +237,28 @@ def _token_scores(
     A place at which several targets are scored goes through the head once.
     """
     vocabulary = unwrap(model).get_output_embeddings().weight.shape[0]
-    chunk = max(1, HEAD_ELEMENTS // int(vocabulary))
     place_N, position_E = np.unique(place_E, return_inverse=True)
     order_E = np.argsort(position_E, kind="stable")
     position_E, target_E = position_E[order_E], target_E[order_E]
     logprobs, greedy = [], []
     device = hidden_XD.device
+    chunk = max(1, HEAD_ELEMENTS[device.type] // int(vocabulary))
     hidden_ND = hidden_XD[torch.from_numpy(place_N).to(device)]
     for start in range(0, len(place_N), chunk):
         low, high = np.searchsorted(position_E, [start, start + chunk])
         row_e = torch.from_numpy(position_E[low:high] - start).to(device)
         target_e = torch.from_numpy(target_E[low:high]).to(device)
-        logprob_NV = torch.log_softmax(project(model, hidden_ND[start : start + chunk]), dim=-1)
-        logprobs.append(logprob_NV[row_e, target_e].double())
-        greedy.append(logprob_NV.argmax(dim=-1)[row_e] == target_e)
+        logits_NV = project(model, hidden_ND[start : start + chunk])
+        best_N = logits_NV.amax(dim=-1)
+        logit_e = logits_NV[row_e, target_e]
+        # Only what ties with the best can be the argmax, which is the first of equals.
+        greedy_e = logit_e == best_N[row_e]
+        hits = greedy_e.nonzero()[:, 0]
+        greedy_e[hits] = logits_NV[row_e[hits]].argmax(dim=-1) == target_e[hits]
+        # The log-softmax in place: a second [N, V] costs more than the arithmetic.
+        sum_N = logits_NV.sub_(best_N[:, None]).exp_().sum(dim=-1)
+        logprobs.append(((logit_e - best_N[row_e]) - sum_N.log()[row_e]).double())
+        greedy.append(greedy_e)
     logprob_E = np.empty(len(order_E))
     greedy_E = np.empty(len(order_E), dtype=bool)
     logprob_E[order_E] = torch.cat(logprobs).cpu().numpy()

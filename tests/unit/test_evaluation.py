@@ -154,7 +154,7 @@ def test_batches_change_nothing(base: str, tiny: Engine, batch_tokens: int) -> N
 
 def test_head_in_chunks(base: str, tiny: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = numbers(tiny.answer("base", scoring(PAIRS)))
-    monkeypatch.setattr("muscle.evaluation.scoring.HEAD_ELEMENTS", 1)
+    monkeypatch.setattr("muscle.evaluation.scoring.HEAD_ELEMENTS", {"cpu": 1})
     assert_same(numbers(tiny.answer("base", scoring(PAIRS))), expected)
 
 
