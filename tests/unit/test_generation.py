@@ -14,7 +14,7 @@ from muscle.errors import UserError
 from muscle.evaluation import decoding, generation, sharing
 from muscle.evaluation.generation import Prompt, generate
 from muscle.evaluation.padded import generate_padded
-from muscle.evaluation.plan import NAN, Ask, make_plan, truncated
+from muscle.evaluation.plan import NAN, Start, make_plan, truncated
 from muscle.evaluation.sampling import eos_ids
 from muscle.evaluation.sharing import families
 from muscle.evaluation.stopping import Stops
@@ -85,7 +85,7 @@ def alone(model: Any, tokenizer: Any, texts: list[str], **settings: Any) -> list
         plan = make_plan(prompt.generation, EOS, len(prompt.context))
         context = truncated(prompt.context, plan.max_new_tokens, WINDOW)
         stops = Stops(plan.until, tokenizer, eos_ids(unwrap(model)))
-        ask = Ask(context, plan, f"0\0{prompt.seed_key}")
+        ask = Start(context, plan, f"0\0{prompt.seed_key}")
         found += [out.text for out in generate_padded(model, tokenizer, [ask], stops, 1)]
     return found
 
