@@ -1,7 +1,6 @@
 """What the commands do, once parsed: the seam between the terminal and the rooms."""
 
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,7 +88,8 @@ def evaluate_models(
     if dry_run:
         show_steps("evaluation", plan.steps(), evaluation_store(config, output), console)
         return
-    backend = config.evaluation.backend
+    writes = any(task.generates for task in plan.tasks.values())
+    backend = config.evaluation.backend if writes else "transformers"
     with ray_launcher(config.resources, address, debug, backend) as launcher:
         with ProgressDisplay(console) as display:
             done = Evaluating(plan, output, launcher, display).run()
@@ -138,32 +138,39 @@ def show_evaluated(done: Evaluated, console: Console) -> None:
     """Print the scores, remarks, why answers are unscored, and the path.
 
     Raises:
-        UserError: not one example could be scored.
+        UserError: not one example of a task could be scored for a model.
     """
     print_scores(done.result, console)
     show_notes(done.notes, console)
-    tasks = [t for v in done.result["versions"].values() for t in v["tasks"].values()]
-    errors: Counter[str] = Counter()
-    for task in tasks:
-        errors.update(task["errors"])
-    show_errors(dict(errors.most_common()), console)
+    without = []
+    for name, version in done.result["versions"].items():
+        for task, found in version["tasks"].items():
+            for error in found["errors"][:3]:
+                ids = ", ".join(error["ids"]) + (", …" if error["n"] > len(error["ids"]) else "")
+                text = f"unscored: {name}, {task}: {error['n']} answers ({one_line(ids, 80)}): "
+                _warn(text + one_line(error["reason"]), console)
+            if found["errors"] and not found["n"]:
+                without.append(f"{task} of {name}: {one_line(found['errors'][0]['reason'])}")
     console.print(done.path, highlight=False, markup=False, soft_wrap=True)
-    if errors and not any(task["n"] for task in tasks):
-        raise UserError(f"no example could be scored: {one_line(next(iter(errors)))}")
+    if without:
+        more = f" (and {len(without) - 1} more)" if len(without) > 1 else ""
+        raise UserError(f"no example could be scored in {without[0]}{more}")
 
 
 def show_errors(errors: Mapping[str, int], console: Console) -> None:
     """Print why answers are unscored, the five commonest reasons."""
     for reason, count in list(errors.items())[:5]:
-        text = f"unscored: {count} answers: {one_line(reason)}"
-        console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        _warn(f"unscored: {count} answers: {one_line(reason)}", console)
+
+
+def _warn(text: str, console: Console) -> None:
+    console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def show_notes(notes: Sequence[str], console: Console) -> None:
     """Print remarks, each on a line."""
     for note in notes:
-        text = f"note: {one_line(note)}"
-        console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        _warn(f"note: {one_line(note)}", console)
 
 
 def show_outcome(outcome: Outcome, console: Console) -> None:

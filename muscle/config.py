@@ -294,6 +294,8 @@ class Evaluation(Part):
     @classmethod
     def _names_are_folders(cls, models: dict[str, VersionConfig]) -> dict[str, VersionConfig]:
         for name in models:
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name == "artifacts":
+            if name == "artifacts":
+                raise ValueError("'artifacts' can't be a model's name: it is a folder of ours")
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
                 raise ValueError(f"{name!r} can't be a model's name: use letters, digits and ._-")
         return models

@@ -1,7 +1,6 @@
 """Any models on any tasks: `muscle evaluate`, from its settings to predictions and scores."""
 
 import platform
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as library_version
@@ -169,22 +168,18 @@ class Evaluating:
         if self.workshop.missing([w.step for w in wanted]):
             self.launcher.prepare(self.workshop.on_progress)
         self.predictor.run(wanted)
-        versions = self._before()
+        versions = _before(self.output)
         for name in self.plan.bases:
             mine = versions.setdefault(name, {"tasks": {}})
             mine.update(_identity(self.plan, name))
-            mine["tasks"].update({task: self._task(name, task) for task in self.plan.tasks})
+            for task in self.plan.tasks:
+                mine["tasks"][task] = self._task(name, task, mine["tasks"].get(task, {}))
             mine["groups"] = {**mine.get("groups", {}), **self._groups(mine["tasks"])}
         result = {"schema": SCHEMA, "provenance": self._provenance(), "versions": versions}
         storage.write_json(self.path, result)
         return Evaluated(self._asked(result), self.path, self.predictor.notes)
 
-    def _before(self) -> dict[str, Any]:
-        """What earlier calls left in the same folder."""
-        there = storage.read_json(self.path)
-        return dict(there["versions"]) if isinstance(there, dict) else {}
-
-    def _task(self, name: str, task: str) -> dict[str, Any]:
+    def _task(self, name: str, task: str, before: Mapping[str, Any]) -> dict[str, Any]:
         """One version's scores on one task; leaves its predictions in the output folder."""
         wanted = self.plan.wanted[name, task, 0]
         notes = self.workshop.artifact(wanted.step).notes
@@ -198,14 +193,11 @@ class Evaluating:
             "scores": notes["scores"],
             "size": notes["size"],
             "errors": _errors(runs[0]),
-            "settings": {
-                "dtype": _dtype(self.config),
-                **self.config.evaluation.model_dump(exclude={"dtype"}),
-                **self.config.prompting.model_dump(),
-            },
+            "settings": task_settings(self.plan, task),
         }
-        if len(runs) > 1:
-            found["repeats"] = [repeat_noise(runs[0], again) for again in runs[1:]]
+        repeats = [repeat_noise(runs[0], again) for again in runs[1:]]
+        # An earlier call with the same settings may have asked more often.
+        found["repeats"] = max(repeats, before.get("repeats", []), key=len)
         return found
 
     def _predictions(self, name: str, task: str, repeat: int) -> list[Prediction]:
@@ -247,18 +239,26 @@ def evaluation_store(config: Evaluation, output: str) -> Store:
 
 
 def check_evaluation_output(plan: EvaluationPlan, output: str) -> None:
-    """Refuse a folder in which a version's name already stands for another model.
+    """Refuse a folder whose numbers could not stand beside the new ones.
 
     Raises:
-        UserError: it does, or it is a file, or holds a run's report.
+        UserError: a version's name stands for another model there, or a task was asked with
+            other settings; it is a file, holds a run's report or a damaged evaluation.json.
     """
     fs, inside = storage.filesystem(output)
     if fs.isfile(inside):
         raise UserError(f"--output is {output!r}, which is a file: name a folder")
     if storage.exists(storage.join(output, "report.json")):
         raise UserError(f"{output} holds the report of a run: choose another --output")
-    there = storage.read_json(storage.join(output, "evaluation.json"))
-    before = there.get("versions", {}) if isinstance(there, dict) else {}
+    before = _before(output)
+    for name, task in ((n, t) for n in before for t in plan.tasks if t in before[n]["tasks"]):
+        there, mine = before[name]["tasks"][task]["settings"], task_settings(plan, task)
+        for key in mine:
+            if there.get(key) != mine[key]:
+                raise UserError(
+                    f"{output} already holds {name}'s answers to {task} with {key} "
+                    f"{there.get(key)!r}, not {mine[key]!r}: choose another --output"
+                )
     for name in plan.bases:
         mine = _identity(plan, name)
         if name in before and {k: before[name].get(k) for k in mine} != mine:
@@ -266,6 +266,28 @@ def check_evaluation_output(plan: EvaluationPlan, output: str) -> None:
                 f"{output} already holds another model's answers under the name '{name}': "
                 "choose another name in --model, or another --output"
             )
+
+
+def _before(output: str) -> dict[str, Any]:
+    """What earlier calls left in a folder: version -> its entry of evaluation.json."""
+    path = storage.join(output, "evaluation.json")
+    there = storage.read_json(path)
+    if isinstance(there, dict) and isinstance(there.get("versions"), dict):
+        return dict(there["versions"])
+    if storage.exists(path):
+        raise UserError(f"{path} is damaged: delete it; what was answered is found again")
+    return {}
+
+
+def task_settings(plan: EvaluationPlan, task: str) -> dict[str, Any]:
+    """All settings that change a task's numbers, as they stand in evaluation.json."""
+    config = plan.config
+    return {
+        "dtype": _dtype(config),
+        **config.evaluation.model_dump(exclude={"dtype"}),
+        **config.prompting.model_dump(),
+        **plan.tasks[task].settings(),
+    }
 
 
 def _identity(plan: EvaluationPlan, name: str) -> dict[str, Any]:
@@ -282,6 +304,11 @@ def _shown(model: VersionConfig) -> str:
     return f"{model.model}{revision}" + (f"+{model.adapter}" if model.adapter else "")
 
 
-def _errors(rows: Sequence[Prediction]) -> dict[str, int]:
-    """Why rows are unscored, the commonest first."""
-    return dict(Counter(r.error for r in rows if r.error is not None).most_common())
+def _errors(rows: Sequence[Prediction]) -> list[dict[str, Any]]:
+    """Why rows are unscored, the commonest reason first, with the ids of five of them."""
+    ids: dict[str, list[str]] = {}
+    for row in rows:
+        if row.error is not None:
+            ids.setdefault(row.error, []).append(row.id)
+    found = [{"reason": why, "n": len(those), "ids": those[:5]} for why, those in ids.items()]
+    return sorted(found, key=lambda error: -error["n"])

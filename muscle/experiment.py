@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -66,10 +66,13 @@ def given_settings(
     """
     found: list[dict[str, Any]] = []
     for text in tasks:
-        if text.endswith((".yaml", ".yml")):
-            found.append(load_task_settings(text).model_dump())
-        else:
-            found += [{"name": name.strip()} for name in text.split(",") if name.strip()]
+        for name in [text] if os.path.exists(text) else text.split(","):
+            if name.endswith((".yaml", ".yml")):
+                found.append(load_task_settings(name).model_dump())
+            elif name.strip():
+                found.append({"name": name.strip()})
+    if not found:
+        raise UserError("--task names no task")
     given = {"include_path": include_path, "num_fewshot": num_fewshot}
     for task in found:
         task.update({k: v for k, v in given.items() if v is not None})
@@ -168,11 +171,16 @@ def _where(loc: tuple[int | str, ...], root: type[BaseModel]) -> str:
 def _part(names: Sequence[str], root: type[BaseModel]) -> Any:
     """The model that the setting holds (or can hold), None if it holds none."""
     part: Any = root
+    many = False  # a list or mapping of models: the next name only says which
     for name in names:
+        if many:
+            many = False
+            continue
         field = part.model_fields.get(name) if part else None
         types = (field.annotation, *get_args(field.annotation)) if field else ()
         models = [t for t in types if isinstance(t, type) and issubclass(t, BaseModel)]
         part = models[0] if models else None
+        many = part is not None and get_origin(types[0]) in (list, dict)
     return part
 
 

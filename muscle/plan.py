@@ -131,10 +131,11 @@ def resolve_base(version: VersionConfig, name: str) -> Base:
 def _resolve(version: VersionConfig) -> Base:
     from muscle.models.compatibility import check_adapter
     from muscle.models.fingerprint import fingerprint_adapter, fingerprint_base
-    from muscle.models.load import load_config
+    from muscle.models.load import check_files, load_config
     from muscle.models.resolve import resolve_model
 
     ref = resolve_model(version.model)
+    check_files(version.model, version.revision)
     fingerprint = fingerprint_base(version.model, version.revision)
     # A hub model's fingerprint is its commit: workers load exactly that.
     revision = None if os.path.isdir(ref) else fingerprint

@@ -84,6 +84,12 @@ class Answer:
     error: str | None = None
 
 
+def unanswered(query: Query, request: int, reason: str) -> Answer:
+    """The answer to a query of which one request failed: half a question has no choice."""
+    which = f"request {request}: " if len(query.requests) > 1 else ""
+    return Answer(query.id, (), f"{which}{reason}")
+
+
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """One evaluation example under one model, judged; a row of `<version>/<task>.parquet`.

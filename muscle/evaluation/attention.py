@@ -206,6 +206,8 @@ def _check(model: Any, masks: TreeMasks) -> bool:
         tree_LD = run_rows(model, masks, [row], TrunkCache(trunk, 2))[0]
         for chain, path in zip(chains, row.paths, strict=True):
             alone_LD = run_rows(model, None, [make_row([chain], 0)], None)[0, 2:]
+            if not alone_LD.isfinite().all():
+                return True  # broken weights: its scores will say so, the mask isn't to blame
             error = (tree_LD[torch.from_numpy(path).to(tree_LD.device)] - alone_LD).float().norm()
             if not error <= TOLERANCE[weight.dtype] * alone_LD.float().norm():
                 return False

@@ -21,7 +21,7 @@ from muscle.models import (
     using_adapter,
 )
 from muscle.models.encoding import Encoder
-from muscle.types import Answer, Output, Query, Request
+from muscle.types import Answer, Output, Query, Request, unanswered
 
 Place = tuple[int, int]
 """(query, request): where an output belongs."""
@@ -211,13 +211,13 @@ def _total(windows: Sequence[Output | str]) -> Output | str:
 
 
 def _assemble(query: Query, number: int, results: Mapping[Place, Output | str]) -> Answer:
-    """One query's answer; one failed request fails it, since half a question has no choice."""
+    """One query's answer; one failed request fails it."""
     outputs: list[Output] = []
     if not query.requests:
         return Answer(id=query.id, outputs=(), error="it has no requests")
     for r, request in enumerate(query.requests):
         result = results.get((number, r), f"its kind {request.kind!r} is unknown")
         if isinstance(result, str):
-            return Answer(id=query.id, outputs=(), error=f"request {r}: {result}")
+            return unanswered(query, r, result)
         outputs.append(result)
     return Answer(id=query.id, outputs=tuple(outputs))

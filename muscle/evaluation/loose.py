@@ -17,7 +17,7 @@ from muscle.evaluation.job import Ask, QuerySet
 from muscle.evaluation.requests import Loose
 from muscle.evaluation.units import part
 from muscle.tables import read_query_group, write_answers
-from muscle.types import Answer, Output, Query
+from muscle.types import Answer, Output, Query, unanswered
 
 Place = tuple[int, int]
 """(query in its group, request in the query)."""
@@ -103,6 +103,6 @@ def _answer(q: int, query: Query, found: dict[Place, Loose]) -> Answer:
     for r in range(len(query.requests)):
         one = found[q, r]
         if one.error is not None or one.text is None:
-            return Answer(query.id, (), f"request {r}: {one.error}")
+            return unanswered(query, r, one.error)
         outputs.append(Output(text=one.text))
     return Answer(query.id, tuple(outputs))

@@ -106,6 +106,12 @@ def base_files(directory: Path) -> list[Path]:
     return sorted({*weights, *others, *directory.glob("*.tiktoken")})
 
 
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a local model brings any tokenizer; a chat template alone is none."""
+    names = [name for name in _TOKENIZER_FILES if not name.startswith("chat_template")]
+    return any((directory / n).is_file() for n in names) or any(directory.glob("*.tiktoken"))
+
+
 def fingerprint_adapter(path: str) -> str:
     """sha256 over adapter_model.safetensors and the config fields that change its function.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muscle.errors import UserError
-from muscle.models.fingerprint import base_files
+from muscle.models.fingerprint import base_files, has_tokenizer
 from muscle.models.resolve import resolve_model
 
 if TYPE_CHECKING:
@@ -39,10 +39,42 @@ def load_tokenizer(model: str, revision: str | None = None) -> "PreTrainedTokeni
     from transformers import AutoTokenizer
 
     ref = _checked(model)
+    if os.path.isdir(ref) and not has_tokenizer(Path(ref)):
+        raise UserError(
+            f"model directory {model!r} has no tokenizer files: copy tokenizer.json and "
+            "tokenizer_config.json of the model it was made from"
+        )
     try:
         return AutoTokenizer.from_pretrained(ref, revision=revision, trust_remote_code=False)
     except Exception as error:
-        raise UserError(f"tokenizer of model {model!r}: {_explain(error)}") from error
+        raise UserError(
+            f"tokenizer of model {model!r} can't be read (tokenizer.json, "
+            f"tokenizer_config.json): {_explain(error)}"
+        ) from error
+
+
+def check_files(model: str, revision: str | None = None) -> None:
+    """Refuse a base that can't be loaded before any worker tries to.
+
+    Raises:
+        UserError: a config or tokenizer that can't be read; for a directory also safetensors
+            that are cut short or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    ref = _checked(model)
+    load_config(model, revision)
+    load_tokenizer(model, revision)
+    if not os.path.isdir(ref):
+        return
+    for path in sorted(Path(ref).glob("*.safetensors")):
+        try:
+            with safe_open(str(path), "pt"):  # reads the header, and that all of it is there
+                pass
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"model {model!r}: {path.name}: {_explain(error)}: copy it again"
+            ) from error
 
 
 def load_base(

@@ -18,7 +18,9 @@ def print_scores(result: Mapping[str, Any], console: Console | None = None) -> N
     """
     console = console or Console()
     versions = result["versions"]
-    title = literal("scores in % with 95 % intervals", console)
+    title = literal(
+        "scores; those from 0 to 1 in %, the deciding ones with 95 % intervals", console
+    )
     table = Table(title=title, pad_edge=False, padding=(0, 1), box=box.SIMPLE)
     for name in ("task", "metric", "n", *versions):
         table.add_column(literal(name, console), overflow="fold")
@@ -27,14 +29,23 @@ def print_scores(result: Mapping[str, Any], console: Console | None = None) -> N
         cells = [_score(v["tasks"][task]) for v in versions.values()]
         row = [task, of_first["metric"], str(of_first["n"]), *cells]
         table.add_row(*(literal(one_line(cell, 80), console) for cell in row))
+        for key in of_first["scores"]:
+            if key != f"{of_first['metric']},{of_first['filter']}":
+                cells = [_plain(v["tasks"][task]["scores"].get(key)) for v in versions.values()]
+                table.add_row(*(literal(one_line(c, 80), console) for c in ["", key, "", *cells]))
     for group in first["groups"]:
         for key in first["groups"][group]:
-            cells = [percent(v["groups"][group].get(key)) for v in versions.values()]
+            cells = [_plain(v["groups"][group].get(key)) for v in versions.values()]
             row = [f"group {group}", key, "", *cells]
             table.add_row(*(literal(one_line(cell, 80), console) for cell in row))
     console.print(table)
     for name, version in versions.items():
         _print_noise(name, version["tasks"], console)
+
+
+def _plain(value: float | None) -> str:
+    """A score without an interval: percent in [0, 1], else the number."""
+    return (percent if value is not None and 0 <= value <= 1 else number)(value)
 
 
 def _score(task: Mapping[str, Any]) -> str:

@@ -172,7 +172,7 @@ def _manager_with(name: str, include_path: str | None) -> Any:
     hint = f"did you mean {', '.join(close)}?" if close else "`lm-eval ls tasks` lists them"
     raise UserError(
         f"setting 'task.name': no task is called '{name}': {hint} "
-        "(own files need task.prompt, own harness YAMLs task.include_path)"
+        "(own files need task.prompt, own harness YAMLs task.include_path or --include-path)"
     )
 
 

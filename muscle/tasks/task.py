@@ -66,6 +66,16 @@ class Task:
         """Whether the model writes answers (else it scores given ones)."""
         return bool(self._harness.OUTPUT_TYPE == "generate_until")
 
+    def settings(self) -> dict[str, Any]:
+        """What of the task's own settings changes its prompts or answers, as JSON values."""
+        config = getattr(self._harness, "config", None)
+        kwargs = getattr(config, "generation_kwargs", None) if self.generates else None
+        return {
+            "task_version": self.version,
+            "num_fewshot": int(getattr(config, "num_fewshot", None) or 0),
+            "generation": json.loads(json.dumps(kwargs, default=str)) if kwargs else None,
+        }
+
     @property
     def has_training(self) -> bool:
         """Whether there is a training split with prompts and answers."""

@@ -294,7 +294,7 @@ def test_an_errored_row_is_an_answer_and_costs_no_other(
     evaluate(job, ResourcesConfig(), lambda progress: None)
     for answers in texts(job, 0):
         assert [a.id for a in answers if a.error is None] == ["q0", "q2", "q3", "q5"]
-        assert answers[1].error == "request 0: vLLM failed: ValueError: no"
+        assert answers[1].error == "vLLM failed: ValueError: no"
         assert "leaves no room" in str(answers[4].error)
 
 
@@ -381,7 +381,7 @@ def test_all_of_ray_data_llm_around_a_stand_in_for_vllm(
     assert not stand_in.exists()
     assert_texts(job, 0, queries)
     for answers in texts(job, 1):
-        assert answers[1].error == "request 0: vLLM failed: ValueError: an unlucky number"
+        assert answers[1].error == "vLLM failed: ValueError: an unlucky number"
         assert sum("leaves no room" in str(a.error) for a in answers) == 4
 
 

@@ -1,6 +1,8 @@
 """`muscle evaluate` in one process: what is typed, what is kept, what is refused."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,101 @@ def test_another_model_under_the_same_name_is_refused(
     assert (tmp_path / "evaluation.json").read_bytes() == before
 
 
+def test_other_settings_in_the_same_folder_are_refused(
+    task: str, tiny_models: dict[str, str], tmp_path: Path
+) -> None:
+    """Numbers that stand side by side in evaluation.json must be comparable."""
+    old, new = (f"{n}={tiny_models[n]}" for n in ("old", "new"))
+    run([task], [old], tmp_path)
+    before = (tmp_path / "evaluation.json").read_bytes()
+    for model in (old, new):
+        with pytest.raises(UserError, match="with limit None, not 5: choose another --output"):
+            run([task], [model], tmp_path, evaluation={"limit": 5})
+    with pytest.raises(UserError, match="dtype"):
+        run([task], [new], tmp_path, evaluation={"dtype": "bfloat16"})
+    assert (tmp_path / "evaluation.json").read_bytes() == before
+
+
+def test_a_damaged_summary_is_not_overwritten(
+    task: str, tiny_models: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "evaluation.json").write_text('{"versions": {')
+    with pytest.raises(UserError, match=r"evaluation\.json is damaged: delete it"):
+        run([task], [f"m={tiny_models['old']}"], tmp_path)
+
+
+def test_few_shot_is_recorded(task: str, tiny_models: dict[str, str], tmp_path: Path) -> None:
+    done = run([task], [f"m={tiny_models['old']}"], tmp_path)
+    settings = done.result["versions"]["m"]["tasks"]["colours"]["settings"]
+    assert settings["num_fewshot"] == 0 and settings["generation"] is None
+    assert settings["dtype"] == "float32" and settings["limit"] is None
+
+
+def broken_model(source: str, folder: Path) -> str:
+    """A copy of a model whose weights are all NaN."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(source, folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {name: tensor * float("nan") for name, tensor in weights.items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    return str(folder)
+
+
+def test_a_model_without_one_scored_row_is_an_error_that_names_it(
+    task: str, tiny_models: dict[str, str], tmp_path: Path
+) -> None:
+    broken = broken_model(tiny_models["old"], tmp_path / "nan")
+    models = [f"good={tiny_models['old']}", f"bad={broken}"]
+    done = run([task], models, tmp_path / "out")
+    assert done.notes == ()  # the mask isn't to blame
+    console = Console(record=True, width=200)
+    with pytest.raises(UserError, match=r"no example could be scored in colours of bad: .*nan"):
+        show_evaluated(done, console)
+    text = console.export_text()
+    assert "unscored: bad, colours: 12 answers (0, 1, 2, 3, 4, …)" in text
+    assert "unscored: good" not in text
+    errors = done.result["versions"]["bad"]["tasks"]["colours"]["errors"]
+    assert sum(error["n"] for error in errors) == 12
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (lambda d: cut_short(d / "model.safetensors"), "model.safetensors: corrupt"),
+        (lambda d: (d / "config.json").write_text("{"), "config.json"),
+        (lambda d: [p.unlink() for p in d.glob("tokenizer*")], "no tokenizer files"),
+        (lambda d: (d / "tokenizer.json").write_bytes(b"\xb6"), "tokenizer.json"),
+    ],
+)
+def test_a_broken_model_is_refused_before_anything_starts(
+    damage: Callable[[Path], Any],
+    text: str,
+    task: str,
+    tiny_models: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    shutil.copytree(tiny_models["old"], tmp_path / "model")
+    damage(tmp_path / "model")
+    with pytest.raises(UserError, match=text):
+        plan_evaluation(build_evaluation(given_settings([task], [f"m={tmp_path / 'model'}"])))
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def test_repeats_stay_when_fewer_are_asked_for(
+    task: str, tiny_models: dict[str, str], tmp_path: Path
+) -> None:
+    run([task], [f"m={tiny_models['old']}"], tmp_path, repeat=2)
+    done = run([task], [f"m={tiny_models['old']}"], tmp_path)
+    assert len(done.result["versions"]["m"]["tasks"]["colours"]["repeats"]) == 1
+
+
 def test_repeats_measure_the_engines_own_noise(
     task: str, tiny_models: dict[str, str], tmp_path: Path
 ) -> None:
@@ -174,7 +271,7 @@ def test_what_is_typed() -> None:
 def test_a_path_may_hold_plus_and_at(tmp_path: Path) -> None:
     odd = tmp_path / "my+model@1"
     odd.mkdir()
-    models = given_settings([], [f"a={odd}", f"b={odd}+{tmp_path}", "c=org/m@v2"])["models"]
+    models = given_settings(["t"], [f"a={odd}", f"b={odd}+{tmp_path}", "c=org/m@v2"])["models"]
     assert models["a"] == {"model": str(odd)}
     assert models["b"] == {"model": str(odd), "adapter": str(tmp_path)}
     assert models["c"] == {"model": "org/m", "revision": "v2"}
@@ -186,7 +283,9 @@ def test_a_path_may_hold_plus_and_at(tmp_path: Path) -> None:
         (["piqa"], ["nothing"], "write it as NAME=BASE"),
         (["piqa"], ["a=x", "a=y"], "given twice"),
         (["missing.yaml"], ["a=x"], "does not exist"),
-        ([], ["a=x"], "tasks"),
+        ([], ["a=x"], "--task names no task"),
+        ([""], ["a=x"], "--task names no task"),
+        (["piqa"], ["artifacts=x"], "a folder of ours"),
         (["piqa"], [], "models"),
         (["piqa"], ["../a=x"], "can't be a model's name"),
     ],
@@ -199,6 +298,8 @@ def test_what_is_typed_wrongly(tasks: list[str], models: list[str], text: str) -
 def test_unknown_settings_are_named() -> None:
     with pytest.raises(UserError, match=r"resources.max_actor.*did you mean 'max_actors'"):
         build_evaluation(given_settings(["t"], ["a=x"]), ["resources.max_actor=2"])
+    with pytest.raises(UserError, match=r"setting 'tasks.0.num_fewshot' is -1"):
+        build_evaluation(given_settings(["t"], ["a=x"], None, -1))
     with pytest.raises(UserError, match="backend"):
         build_evaluation(given_settings(["t"], ["a=x"]), ["evaluation.backend=tgi"])
 
@@ -207,8 +308,6 @@ def test_models_with_templates_of_their_own(
     task: str, tiny_models: dict[str, str], tmp_path: Path
 ) -> None:
     """Each base is asked through its own chat template; questions stay the same text."""
-    import shutil
-
     models = []
     for name, template in (("a", "<A>"), ("b", "<B>")):
         folder = tmp_path / name

@@ -208,10 +208,10 @@ def test_nan_is_an_error(base: str) -> None:
     broken = engine(base)
     broken.model.get_output_embeddings().weight.data[7] = float("nan")
     (answer,) = broken.answer("base", scoring(PAIRS[:1]))
-    assert answer.error == "request 0: its log-likelihood is nan"
+    assert answer.error == "its log-likelihood is nan"
     for settings in ({}, {"do_sample": True, "temperature": 1.0}):
         (answer,) = broken.answer("base", generating(["The fox"], max_gen_toks=3, **settings))
-        assert answer.error == "request 0: the model's logits are NaN"
+        assert answer.error == "the model's logits are NaN"
 
 
 # -- generation

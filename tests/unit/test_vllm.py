@@ -212,7 +212,7 @@ def test_a_group_is_assembled_when_it_is_whole(tmp_path: Path) -> None:
     assert pending(base) == {}
     assert collect(queries, one) == [
         Answer("a", (Output(text="first"), Output(text="second"), Output(text="third"))),
-        Answer("b", (), "request 0: vLLM failed: no"),
+        Answer("b", (), "vLLM failed: no"),
         Answer("c", (Output(text=""),)),
     ]
 
