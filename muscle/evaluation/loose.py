@@ -103,6 +103,6 @@ def _answer(q: int, query: Query, found: dict[Place, Loose]) -> Answer:
     for r in range(len(query.requests)):
         one = found[q, r]
         if one.error is not None or one.text is None:
-            return unanswered(query, r, one.error)
+            return unanswered(query, r, one.error or "it has no text")
         outputs.append(Output(text=one.text))
     return Answer(query.id, tuple(outputs))
