@@ -146,11 +146,11 @@ def run_pipeline(queries: str, args: argparse.Namespace) -> dict[str, Any]:
     from muscle.evaluation.job import Ask, BaseJob, EvaluateJob, QuerySet
     from muscle.evaluation.units import collect
     from muscle.launch import cluster
-    from muscle.launch.evaluation import Scorer, Scoring, evaluate
+    from muscle.launch.evaluation import Scorer, evaluate
 
     class Timed(Scorer):
-        def load(self, scoring: Scoring) -> Any:
-            engine = super().load(scoring)
+        def load(self, job: EvaluateJob) -> Any:
+            engine = super().load(job)
             self.board.note.remote(f"ready {time.time()}")
             return engine
 
@@ -172,7 +172,7 @@ def run_rows(count: int, folder: str, actors: int) -> dict[str, Any]:
     from muscle.config import ResourcesConfig, VersionConfig
     from muscle.evaluation.job import Ask, BaseJob, EvaluateJob, QuerySet
     from muscle.launch import cluster
-    from muscle.launch.evaluation import Scorer, Scoring, evaluate
+    from muscle.launch.evaluation import Scorer, evaluate
     from muscle.types import Answer, Output, Query
 
     class Nothing:
@@ -182,7 +182,7 @@ def run_rows(count: int, folder: str, actors: int) -> dict[str, Any]:
             return [Answer(q.id, tuple(Output(-1.0, True) for _ in q.requests)) for q in queries]
 
     class Trivial(Scorer):
-        def load(self, scoring: Scoring) -> Nothing:
+        def load(self, job: EvaluateJob) -> Nothing:
             self.board.note.remote(f"ready {time.time()}")
             return Nothing()
 

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 
 from muscle.errors import UserError
 from muscle.evaluation.job import EvaluateJob
-from muscle.evaluation.units import answer_unit, pending
-from muscle.storage import fetch
-from muscle.tables import group_sizes
+from muscle.evaluation.units import answer_unit, outstanding
 from muscle.training.job import OnProgress, Progress, TrainJob
 
 
@@ -31,35 +29,22 @@ class Alone:
 
     def evaluate(self, job: EvaluateJob, on_progress: OnProgress) -> tuple[str, ...]:
         """Load one base after the other and let its adapters answer; returns the remarks."""
-        from muscle.evaluation import Engine
+        from muscle.evaluation.engine import load_engine
 
         if job.backend == "vllm":
             raise UserError("backend 'vllm' runs on Ray only: use the `muscle` command")
-        units = [pending(base) for base in job.bases]
-        total = sum(sum(group_sizes(queries.queries)) for queries, _ in job.asks())
-        done = total - sum(sum(missing.values()) for missing in units)
+        left = outstanding(job)
+        done = left.done
         notes: dict[str, None] = {}
 
         def answered(rows: int) -> None:
             nonlocal done
             done += rows
-            on_progress(Progress("evaluate", done, total, "answers"))
+            on_progress(Progress("evaluate", done, left.total, "answers"))
 
-        for base, missing in zip(job.bases, units, strict=True):
-            if not missing:
-                continue
-            adapters = base.adapters.items()
-            engine = Engine(
-                base.base.model,
-                base.base.revision,
-                {name: None if path is None else fetch(path) for name, path in adapters},
-                job.dtype,
-                job.scoring_tokens,
-                max_length=job.max_length,
-                device=self.device,
-                continuous=job.backend == "continuous",
-            )
+        for number, units in left.units.items():
+            engine = load_engine(job.bases[number], job, self.device)
             notes.update(dict.fromkeys(engine.notes))
-            for unit in missing:
-                answer_unit(engine, base, unit, answered)
+            for unit in units:
+                answer_unit(engine, job.bases[number], unit, answered)
         return tuple(notes)

@@ -144,6 +144,11 @@ class Store:
                 storage.remove(path)
 
 
+def open_store(setting: str | None, output: str) -> Store:
+    """The artifacts of a run or an evaluation: its `storage`, or a folder of the output."""
+    return Store(setting or storage.join(storage.absolute(output), "artifacts"))
+
+
 def _take(path: str, me: dict[str, Any]) -> bool:
     """Create the lease, or replace a dead one."""
     if storage.create_exclusive(path, _lease_bytes(me)):

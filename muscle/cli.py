@@ -18,6 +18,21 @@ app = typer.Typer(
     help="Update the base model without breaking what already worked.",
 )
 
+Tasks = Annotated[
+    list[str],
+    typer.Option(
+        help="A lm-evaluation-harness task or group (several: repeat, or separate with "
+        "commas), or a YAML file with a task's settings."
+    ),
+]
+Models = Annotated[
+    list[str],
+    typer.Option(
+        metavar="NAME=BASE[+ADAPTER]",
+        help="A model to ask and a name for it; BASE is a directory, a hub id (ID@REVISION) "
+        "or testbed:v1. Repeat for several.",
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
@@ -72,21 +87,8 @@ def run(
 
 @app.command()
 def evaluate(
-    task: Annotated[
-        list[str],
-        typer.Option(
-            help="A lm-evaluation-harness task or group (several: repeat, or separate with "
-            "commas), or a YAML file with a task's settings."
-        ),
-    ],
-    model: Annotated[
-        list[str],
-        typer.Option(
-            metavar="NAME=BASE[+ADAPTER]",
-            help="A model to ask and a name for it; BASE is a directory, a hub id (ID@REVISION) "
-            "or testbed:v1. Repeat for several.",
-        ),
-    ],
+    task: Tasks,
+    model: Models,
     output: Annotated[str, typer.Option(help="Where predictions go. Any fsspec path.")],
     include_path: Annotated[
         str | None, typer.Option(help="A folder of your own harness YAMLs.")

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
-from muscle.artifacts import Store
+from muscle.artifacts import Store, open_store
 from muscle.config import BackendName, ResourcesConfig
 from muscle.display import ProgressDisplay
 from muscle.errors import UserError
@@ -19,11 +19,10 @@ from muscle.evaluate import (
     Evaluated,
     Evaluating,
     check_evaluation_output,
-    evaluation_store,
     plan_evaluation,
 )
 from muscle.experiment import build_evaluation, load_experiment
-from muscle.pipeline import Outcome, Pipeline, check_output, open_store
+from muscle.pipeline import Outcome, Pipeline, check_output
 from muscle.plan import Plan, Step, make_plan
 from muscle.report import print_examples, print_scores, print_table
 from muscle.report.text import one_line
@@ -86,7 +85,7 @@ def evaluate_models(
         plan = plan_evaluation(config)
     check_evaluation_output(plan, output)
     if dry_run:
-        show_steps("evaluation", plan.steps(), evaluation_store(config, output), console)
+        show_steps("evaluation", plan.steps(), open_store(config.storage, output), console)
         return
     writes = any(task.generates for task in plan.tasks.values())
     backend = config.evaluation.backend if writes else "transformers"
@@ -120,7 +119,7 @@ def show_plan(plan: Plan, output: str, console: Console) -> None:
     """Print the resolved experiment and, for every step, whether it would run."""
     settings = yaml.safe_dump(plan.experiment.model_dump(), sort_keys=False, allow_unicode=True)
     console.print(Syntax(settings, "yaml", background_color="default", word_wrap=True))
-    store = open_store(plan.experiment, output)
+    store = open_store(plan.experiment.storage, output)
     show_steps(plan.experiment.name, plan.steps(), store, console)
     console.print(f"results would go to {output}", highlight=False, markup=False)
 

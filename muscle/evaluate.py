@@ -1,18 +1,16 @@
 """Any models on any tasks: `muscle evaluate`, from its settings to predictions and scores."""
 
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version as library_version
 from typing import Any
 
-from muscle import __version__, storage
-from muscle.artifacts import Store
+from muscle import storage
+from muscle.artifacts import open_store
 from muscle.config import Evaluation, PromptingConfig, TaskConfig, VersionConfig
 from muscle.errors import UserError
 from muscle.metrics.summary import repeat_noise, score_summary
 from muscle.plan import Base, Step, predictions_step, resolve_base
-from muscle.predict import Evaluator, Predictor, Wanted
+from muscle.predict import Evaluator, Predictor, Wanted, software
 from muscle.steps import Workshop
 from muscle.tables import read_predictions, write_predictions
 from muscle.tasks import Group, Task, load_suite
@@ -147,7 +145,7 @@ class Evaluating:
         self.launcher = launcher
         self.output = storage.absolute(output)
         self.path = storage.join(self.output, "evaluation.json")
-        store = evaluation_store(plan.config, output)
+        store = open_store(plan.config.storage, output)
         self.workshop = Workshop(store, on_progress)
         self.predictor = Predictor(
             self.workshop,
@@ -175,7 +173,7 @@ class Evaluating:
             for task in self.plan.tasks:
                 mine["tasks"][task] = self._task(name, task, mine["tasks"].get(task, {}))
             mine["groups"] = {**mine.get("groups", {}), **self._groups(mine["tasks"])}
-        result = {"schema": SCHEMA, "provenance": self._provenance(), "versions": versions}
+        result = {"schema": SCHEMA, "provenance": software(LIBRARIES), "versions": versions}
         storage.write_json(self.path, result)
         return Evaluated(self._asked(result), self.path, self.predictor.notes)
 
@@ -212,13 +210,6 @@ class Evaluating:
         sizes = {name: task["size"] for name, task in tasks.items()}
         return {group.name: group.score(scores, sizes) for group in self.plan.groups}
 
-    def _provenance(self) -> dict[str, Any]:
-        return {
-            "muscle": __version__,
-            "libraries": {name: library_version(name) for name in LIBRARIES},
-            "python": platform.python_version(),
-        }
-
     def _asked(self, result: dict[str, Any]) -> dict[str, Any]:
         """The part of a result that this call asked for."""
         groups = {group.name for group in self.plan.groups}
@@ -233,11 +224,6 @@ class Evaluating:
         return {**result, "versions": versions}
 
 
-def evaluation_store(config: Evaluation, output: str) -> Store:
-    """The evaluation's artifacts: its `storage`, or a folder of the output."""
-    return Store(config.storage or storage.join(storage.absolute(output), "artifacts"))
-
-
 def check_evaluation_output(plan: EvaluationPlan, output: str) -> None:
     """Refuse a folder whose numbers could not stand beside the new ones.
 
@@ -245,9 +231,9 @@ def check_evaluation_output(plan: EvaluationPlan, output: str) -> None:
         UserError: a version's name stands for another model there, or a task was asked with
             other settings; it is a file, holds a run's report or a damaged evaluation.json.
     """
-    fs, inside = storage.filesystem(output)
-    if fs.isfile(inside):
-        raise UserError(f"--output is {output!r}, which is a file: name a folder")
+    storage.check_folder("--output", output)
+    if plan.config.storage is not None:
+        storage.check_folder("storage", plan.config.storage)
     if storage.exists(storage.join(output, "report.json")):
         raise UserError(f"{output} holds the report of a run: choose another --output")
     before = _before(output)

@@ -4,23 +4,20 @@ The pipeline knows what to do and what is done; a launcher, handed in, knows how
 run training and evaluation (`muscle.launch` on Ray, `muscle.alone` in this process).
 """
 
-import platform
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version as library_version
 from pathlib import Path
 from typing import Any, Protocol
 
-from muscle import __version__, storage
-from muscle.artifacts import Store
+from muscle import storage
+from muscle.artifacts import open_store
 from muscle.config import Experiment
 from muscle.errors import UserError
-from muscle.evaluation.job import EvaluateJob
 from muscle.losses.needs import needed_teachers
 from muscle.metrics.pairing import Predictions
 from muscle.plan import Plan, Run, Step, training_split
-from muscle.predict import Predictor, Wanted
+from muscle.predict import Evaluator, Predictor, Wanted, software
 from muscle.report import build_report, pick_examples, write_report
 from muscle.steps import Workshop
 from muscle.tables import read_predictions, write_examples, write_predictions
@@ -31,19 +28,11 @@ from muscle.types import VERSIONS, Prediction, Version
 LIBRARIES = ("torch", "transformers", "peft", "lm_eval", "ray", "deepspeed")
 
 
-class Launcher(Protocol):
+class Launcher(Evaluator, Protocol):
     """Runs jobs, in this process or on a cluster; returns when all are done."""
-
-    def prepare(self, on_progress: OnProgress) -> None:
-        """Connect, and refuse what could never run; called before anything is written."""
-        ...
 
     def train(self, jobs: Sequence[TrainJob], on_progress: OnProgress) -> None:
         """Train every job's adapter into its `output`."""
-        ...
-
-    def evaluate(self, job: EvaluateJob, on_progress: OnProgress) -> tuple[str, ...]:
-        """Write every ask's answers; returns remarks."""
         ...
 
 
@@ -66,7 +55,7 @@ class Pipeline:
         self.plan = plan
         self.experiment = plan.experiment
         self.output = storage.absolute(output)
-        self.store = open_store(plan.experiment, output)
+        self.store = open_store(plan.experiment.storage, output)
         self.launcher = launcher
         self.on_progress = on_progress
         self.workshop = Workshop(self.store, on_progress)
@@ -137,8 +126,6 @@ class Pipeline:
         several = len(self.experiment.runs) > 1
         seed = run[1] if compat else run[0]
         base = self.plan.base(version)
-        examples = self.store.find("examples", self.plan.examples.key)
-        assert examples is not None
         return TrainJob(
             role=version,
             title=f"train {version}" + (f" (seed {seed})" if several else ""),
@@ -156,7 +143,7 @@ class Pipeline:
             deepspeed=read_deepspeed(resources.deepspeed),
             gradient_checkpointing=resources.gradient_checkpointing,
             training_tokens=resources.training_tokens,
-            examples=examples.path,
+            examples=self.workshop.artifact(self.plan.examples).path,
             seed=seed,
             output=attempt,
             checkpoints=storage.join(self.store.folder(*key), "checkpoints"),
@@ -169,9 +156,7 @@ class Pipeline:
             adapter = self.plan.base(version).config.adapter
             assert adapter is not None
             return adapter
-        artifact = self.store.find(step.kind, step.key)
-        assert artifact is not None, f"{step.label} has no artifact"
-        return artifact.path
+        return self.workshop.artifact(step).path
 
     def _evaluate(self) -> None:
         """Answer and judge all missing versions: one pass, one pool for each base."""
@@ -211,9 +196,7 @@ class Pipeline:
     def _predictions(self, version: Version, run: Run) -> list[Prediction]:
         """A version's predictions; leaves them and its adapter in the output folder."""
         step = self.plan.predictions[version, run]
-        artifact = self.store.find(step.kind, step.key)
-        assert artifact is not None
-        rows = read_predictions(artifact.file("predictions.parquet"))
+        rows = read_predictions(self.workshop.artifact(step).file("predictions.parquet"))
         place = self.output
         if len(self.experiment.runs) > 1:
             place = storage.join(place, f"seed-{run[1]}")
@@ -226,7 +209,7 @@ class Pipeline:
     def _provenance(self) -> dict[str, Any]:
         """Where the numbers come from; nothing in it changes between equal runs."""
         return {
-            "muscle": __version__,
+            **software(LIBRARIES),
             "experiment": self.experiment.model_dump(exclude={"resources", "storage"}),
             "task": {
                 "version": self.plan.task.version,
@@ -243,14 +226,7 @@ class Pipeline:
                     "fingerprint": self.plan.new.fingerprint,
                 },
             },
-            "libraries": {name: library_version(name) for name in LIBRARIES},
-            "python": platform.python_version(),
         }
-
-
-def open_store(experiment: Experiment, output: str) -> Store:
-    """The experiment's artifacts: its `storage`, or a folder of the output."""
-    return Store(experiment.storage or storage.join(storage.absolute(output), "artifacts"))
 
 
 def claim_output(experiment: Experiment, output: str) -> None:
@@ -278,9 +254,7 @@ def check_output(experiment: Experiment, output: str) -> None:
     """
     for setting, path in (("--output", output), ("storage", experiment.storage)):
         if path is not None:
-            fs, inside = storage.filesystem(path)
-            if fs.isfile(inside):
-                raise UserError(f"{setting} is {path!r}, which is a file: name a folder")
+            storage.check_folder(setting, path)
     # Without a report there is nothing to mix up (artifacts have keys of their own), and
     # who mends a setting after an error may go on in the same folder.
     if not storage.exists(storage.join(output, "report.json")):

@@ -3,12 +3,14 @@
 `muscle run` and `muscle evaluate` both end here.
 """
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version as library_version
 from pathlib import Path
 from typing import Any, Protocol
 
-from muscle import storage
+from muscle import __version__, storage
 from muscle.artifacts import Artifact
 from muscle.config import EvaluationConfig, ResourcesConfig
 from muscle.evaluation.job import Ask, BaseJob, EvaluateJob, QuerySet
@@ -29,7 +31,7 @@ class Evaluator(Protocol):
     """The part of a launcher that is needed here."""
 
     def prepare(self, on_progress: OnProgress) -> None:
-        """Connect, and refuse what could never run."""
+        """Connect, and refuse what could never run; called before anything is written."""
         ...
 
     def evaluate(self, job: EvaluateJob, on_progress: OnProgress) -> tuple[str, ...]:
@@ -81,7 +83,10 @@ class Predictor:
     def run(self, wanted: Sequence[Wanted]) -> None:
         """Ask and judge whatever has no artifact yet; what was answered before a stop stays."""
         # What differs by name only (one adapter for several seeds) is asked once.
-        missing = self._missing(list({w.step.key: w for w in reversed(wanted)}.values())[::-1])
+        unique: dict[str, Wanted] = {}
+        for one in wanted:
+            unique.setdefault(one.step.key, one)
+        missing = self._missing(list(unique.values()))
         if not missing:
             return
         with self.workshop.leases([w.step for w in missing]):
@@ -115,7 +120,7 @@ class Predictor:
         )
 
     def _missing(self, wanted: Sequence[Wanted]) -> list[Wanted]:
-        return [w for w in wanted if self.store.find(w.step.kind, w.step.key) is None]
+        return [w for w in wanted if self.workshop.missing([w.step])]
 
     def _set(self, asked: Sequence[Wanted]) -> QuerySet:
         return QuerySet(self._queries(asked[0]), tuple(self._ask(w) for w in asked))
@@ -156,6 +161,15 @@ class Predictor:
         artifact = self.workshop.make(wanted.step, write)
         discard(ask)
         return artifact
+
+
+def software(libraries: Sequence[str]) -> dict[str, Any]:
+    """What numbers were made with: our version, those of libraries and of Python."""
+    return {
+        "muscle": __version__,
+        "libraries": {name: library_version(name) for name in libraries},
+        "python": platform.python_version(),
+    }
 
 
 def _size(query: Query) -> int:

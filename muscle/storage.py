@@ -54,6 +54,17 @@ def exists(path: str) -> bool:
     return bool(fs.exists(inside))
 
 
+def check_folder(setting: str, path: str) -> None:
+    """Refuse a path that is a file where a folder is wanted.
+
+    Raises:
+        UserError: it is one; `setting` is what the user calls it.
+    """
+    fs, inside = filesystem(path)
+    if fs.isfile(inside):
+        raise UserError(f"{setting} is {path!r}, which is a file: name a folder")
+
+
 def read_json(path: str) -> Any | None:
     """A JSON file's value; None when it is missing or not JSON (half-written)."""
     fs, inside = filesystem(path)

@@ -153,7 +153,7 @@ def _or_none(kind: Callable[[Any], R], value: Any) -> R | None:
 
 def write_examples(path: str | Path, examples: Sequence[TrainingExample]) -> None:
     """Write training examples; the file appears whole or not at all."""
-    _write(path, map(example_to_row, examples), EXAMPLE_SCHEMA)
+    write_rows(path, map(example_to_row, examples), EXAMPLE_SCHEMA)
 
 
 def read_examples(path: str | Path) -> list[TrainingExample]:
@@ -167,7 +167,7 @@ GROUP_ROWS = 128
 
 def write_queries(path: str | Path, queries: Sequence[Query], group_rows: int = GROUP_ROWS) -> None:
     """Write queries in groups of `group_rows`; the file appears whole or not at all."""
-    _write(path, map(query_to_row, queries), QUERY_SCHEMA, group_rows)
+    write_rows(path, map(query_to_row, queries), QUERY_SCHEMA, group_rows)
 
 
 def group_sizes(path: str | Path) -> list[int]:
@@ -190,7 +190,7 @@ def read_queries(path: str | Path) -> list[Query]:
 
 def write_answers(path: str | Path, answers: Sequence[Answer]) -> None:
     """Write answers; the file appears whole or not at all."""
-    _write(path, map(answer_to_row, answers), ANSWER_SCHEMA)
+    write_rows(path, map(answer_to_row, answers), ANSWER_SCHEMA)
 
 
 def read_answers(path: str | Path) -> list[Answer]:
@@ -200,7 +200,7 @@ def read_answers(path: str | Path) -> list[Answer]:
 
 def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> None:
     """Write predictions; the file appears whole or not at all."""
-    _write(path, map(prediction_to_row, predictions), PREDICTION_SCHEMA)
+    write_rows(path, map(prediction_to_row, predictions), PREDICTION_SCHEMA)
 
 
 def read_predictions(path: str | Path) -> list[Prediction]:
@@ -212,9 +212,10 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _write(
+def write_rows(
     path: str | Path, rows: Iterable[Row], schema: pa.Schema, group_rows: int | None = None
 ) -> None:
+    """Write plain rows of any schema; the file appears whole or not at all."""
     sink = pa.BufferOutputStream()
     table = pa.Table.from_pylist(list(rows), schema=schema)
     pq.write_table(table, sink, compression="zstd", row_group_size=group_rows)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
-R = TypeVar("R")
 
 
 def fill(rows: Sequence[T], length: Callable[[T], int], budget: int) -> Iterator[list[T]]:
@@ -23,22 +22,10 @@ def fill(rows: Sequence[T], length: Callable[[T], int], budget: int) -> Iterator
         yield batch
 
 
-def run_in_memory(batch: list[T], run: Callable[[list[T]], list[R]], failed: R) -> list[R]:
-    """`run(batch)`; out of GPU memory, its halves; `failed` for a single row that is too big."""
-    import torch
-
-    try:
-        return run(batch)
-    except torch.cuda.OutOfMemoryError:
-        if len(batch) == 1:
-            return [failed]
-    # Outside the handler, so that the exception no longer holds the batch's tensors.
-    torch.cuda.empty_cache()
+def halves(batch: list[T]) -> list[list[T]]:
+    """Two halves of a batch; nothing of a single row."""
     middle = len(batch) // 2
-    return [
-        *run_in_memory(batch[:middle], run, failed),
-        *run_in_memory(batch[middle:], run, failed),
-    ]
+    return [batch[:middle], batch[middle:]] if middle else []
 
 
 def run_in_parts(

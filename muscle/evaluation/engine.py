@@ -9,18 +9,19 @@ that cannot be scored (an empty continuation, one longer than the window, NaN) h
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from muscle.errors import UserError
 from muscle.evaluation.generation import Prompt, generate
+from muscle.evaluation.job import BaseJob, EvaluateJob
 from muscle.models import (
     attach_adapter,
     check_adapter,
     check_structure,
-    context_window,
+    chosen_window,
     load_base,
     load_tokenizer,
     using_adapter,
 )
 from muscle.models.encoding import Encoder
+from muscle.storage import fetch
 from muscle.types import Answer, Output, Query, Request, unanswered
 
 Place = tuple[int, int]
@@ -85,12 +86,7 @@ class Engine:
         self.tokenizer = load_tokenizer(model, revision)
         base = load_base(model, revision, dtype, device)
         check_structure(base)
-        window = context_window(base.config, self.tokenizer)
-        if max_length is not None and max_length > window:
-            raise UserError(
-                f"max_length {max_length} is more than the context window of {model!r} ({window})"
-            )
-        self.max_length = max_length or window
+        self.max_length = chosen_window(model, base.config, self.tokenizer, max_length)
         self.seed = seed
         self.continuous = continuous
         self.encoder = Encoder(self.tokenizer)
@@ -186,6 +182,24 @@ class Engine:
             continuous=self.continuous,
         )
         return dict(zip(places, outputs, strict=True))
+
+
+def load_engine(base: BaseJob, job: EvaluateJob, device: str | None = None) -> Engine:
+    """The engine of one base of a job; adapters are fetched from wherever they are.
+
+    Raises:
+        UserError: as `Engine`.
+    """
+    return Engine(
+        base.base.model,
+        base.base.revision,
+        {name: None if path is None else fetch(path) for name, path in base.adapters.items()},
+        job.dtype,
+        job.scoring_tokens,
+        max_length=job.max_length,
+        device=device,
+        continuous=job.backend == "continuous",
+    )
 
 
 def _requests(queries: Sequence[Query], kind: str) -> tuple[list[Place], list[Request]]:

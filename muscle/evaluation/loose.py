@@ -16,7 +16,7 @@ from muscle import storage
 from muscle.evaluation.job import Ask, QuerySet
 from muscle.evaluation.requests import Loose
 from muscle.evaluation.units import part
-from muscle.tables import read_query_group, write_answers
+from muscle.tables import read_query_group, write_answers, write_rows
 from muscle.types import Answer, Output, Query, unanswered
 
 Place = tuple[int, int]
@@ -35,10 +35,7 @@ SCHEMA = pa.schema(
 def write_loose(ask: Ask, group: int, found: Sequence[Loose]) -> None:
     """Keep some of a group's answers; the file appears whole or not at all."""
     rows = [{name: getattr(one, name) for name in SCHEMA.names} for one in found]
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), sink, compression="zstd")
-    path = storage.join(_folder(ask, group), f"{uuid.uuid4().hex}.parquet")
-    storage.write_bytes(path, sink.getvalue().to_pybytes())
+    write_rows(storage.join(_folder(ask, group), f"{uuid.uuid4().hex}.parquet"), rows, SCHEMA)
 
 
 def read_loose(ask: Ask, group: int) -> dict[Place, Loose]:

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
 from muscle.errors import UserError
-from muscle.evaluation.batching import fill, run_in_memory
+from muscle.evaluation.batching import fill, halves, run_in_parts
 from muscle.evaluation.plan import NAN, Start, cut
 from muscle.evaluation.scoring import OUT_OF_MEMORY
 from muscle.models.structure import unwrap
@@ -41,15 +41,16 @@ def generate_padded(
     def length(i: int) -> int:
         return len(asks[i].context) + asks[i].plan.max_new_tokens
 
-    def run(batch: list[int]) -> "list[Output | str]":
-        return _generate_batch(model, tokenizer, [asks[i] for i in batch], stops)
+    results: list[Output | str] = [OUT_OF_MEMORY] * len(asks)
 
-    results: list[Output | str] = [""] * len(asks)
-    too_big: Output | str = OUT_OF_MEMORY
+    def run(batch: list[int]) -> None:
+        found = _generate_batch(model, tokenizer, [asks[i] for i in batch], stops)
+        for i, result in zip(batch, found, strict=True):
+            results[i] = result
+
     for members in groups.values():
         for batch in fill(members, length, batch_tokens):
-            for i, result in zip(batch, run_in_memory(batch, run, too_big), strict=True):
-                results[i] = result
+            run_in_parts(batch, run, halves)
     return results
 
 

@@ -5,14 +5,13 @@ same window, the same stop strings, the harness's names for settings, transforme
 defaults. Settings that the other engine lacks are refused, never dropped.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from muscle.errors import UserError
 from muscle.evaluation.plan import Plan, cut, make_plan, truncated
-from muscle.evaluation.sampling import seed_number
+from muscle.evaluation.sampling import own_settings, seed_number
 from muscle.models.encoding import Encoder
 from muscle.types import Query
 
@@ -176,14 +175,7 @@ def generation_defaults(model: str, revision: str | None) -> dict[str, Any]:
         config = GenerationConfig.from_pretrained(resolve_model(model), revision=revision or "main")
     except OSError:  # it has none: as transformers does
         config = GenerationConfig.from_model_config(load_config(model, revision))
-    own = config.to_diff_dict()
-    # A flag that is off changes nothing.
-    return {name: value for name, value in own.items() if value is not None and value is not False}
-
-
-def until_to_json(until: Sequence[str]) -> str:
-    """Stop strings as one plain column."""
-    return json.dumps(list(until))
+    return own_settings(config)
 
 
 def _does_nothing(name: str, value: Any, sampled: bool) -> bool:

@@ -81,10 +81,15 @@ def eos_ids(causal: Any) -> frozenset[int]:
     return frozenset(ids if isinstance(ids, list | tuple) else [ids])
 
 
+def own_settings(config: Any) -> dict[str, Any]:
+    """What a model's generation config sets; a flag that is off changes nothing."""
+    own = config.to_diff_dict()
+    return {name: value for name, value in own.items() if value is not None and value is not False}
+
+
 def settings(causal: Any, arguments: Mapping[str, Any], eos: frozenset[int]) -> "Settings | None":
     """The settings in force, or None if one of them is for transformers' generate to read."""
-    own = causal.generation_config.to_diff_dict()
-    own = {name: value for name, value in own.items() if value is not None and value is not False}
+    own = own_settings(causal.generation_config)
     if not set(own) - _CHOOSING <= _INERT or not set(arguments) - _CHOOSING <= {"num_beams"}:
         return None
     if (arguments.get("num_beams") or 1) != 1:

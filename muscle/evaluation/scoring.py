@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from muscle.evaluation.attention import TreeMasks, Trunk, TrunkCache, run_rows
-from muscle.evaluation.batching import fill, run_in_parts
+from muscle.evaluation.batching import fill, halves, run_in_parts
 from muscle.evaluation.packing import Group, plan_alone, plan_tree
 from muscle.evaluation.trie import Chain, Ints, Row, make_chains, make_row
 from muscle.models.encoding import Pair
@@ -141,12 +141,12 @@ class Scorer:
             def run(batch: list[_Place], trunk: int = trunk) -> None:
                 results.update(self._run(batch, trunk, sequences))
 
-            def halves(batch: list[_Place], trunk: int = trunk) -> list[list[_Place]]:
-                return _halves(batch, trunk)
+            def split(batch: list[_Place], trunk: int = trunk) -> list[list[_Place]]:
+                return _split(batch, trunk)
 
             places = [_place((chains[number] for number in row), trunk) for row in group.rows]
             for batch in fill(places, _Place.nodes, self.batch_tokens):
-                run_in_parts(batch, run, halves)
+                run_in_parts(batch, run, split)
         return results
 
     def _grow(self, group: Group) -> int:
@@ -217,16 +217,11 @@ def _place(chains: Iterable[Chain], trunk: int) -> _Place:
     return _Place(make_row(chosen, trunk), chosen)
 
 
-def _halves(batch: list[_Place], trunk: int) -> list[list[_Place]]:
+def _split(batch: list[_Place], trunk: int) -> list[list[_Place]]:
     """Half of the rows each; of one row, half of its chains each; nothing of one chain."""
     if len(batch) > 1:
-        middle = len(batch) // 2
-        return [batch[:middle], batch[middle:]]
-    chains = batch[0].chains
-    if len(chains) == 1:
-        return []
-    middle = len(chains) // 2
-    return [[_place(part, trunk)] for part in (chains[:middle], chains[middle:])]
+        return halves(batch)
+    return [[_place(part, trunk)] for part in halves(list(batch[0].chains))]
 
 
 def _token_scores(

@@ -9,13 +9,12 @@ kills its worker is bounded, named, and costs no other row its answer.
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
-
-import pyarrow.parquet as pq
 
 from muscle import storage
 from muscle.errors import UserError
-from muscle.evaluation.job import Ask, BaseJob, QuerySet
+from muscle.evaluation.job import Ask, BaseJob, EvaluateJob, QuerySet
 from muscle.tables import group_sizes, read_answers, read_query_group, write_answers
 from muscle.types import Answer, Query
 
@@ -59,6 +58,27 @@ def pending(base: BaseJob) -> dict[Unit, int]:
                 if there.get(group) != size:
                     found[s, group] = found.get((s, group), 0) + size
     return found
+
+
+@dataclass(frozen=True)
+class Outstanding:
+    """How far a job is: for each base the units that lack answers, and answers in all."""
+
+    units: dict[int, dict[Unit, int]]
+    done: int
+    total: int
+
+
+def outstanding(job: EvaluateJob) -> Outstanding:
+    """What is left to ask; bases that lack nothing are not in `units`."""
+    units = {number: pending(base) for number, base in enumerate(job.bases)}
+    total = sum(
+        sum(group_sizes(queries.queries)) * len(queries.asks)
+        for base in job.bases
+        for queries in base.sets
+    )
+    missing = sum(sum(lacking.values()) for lacking in units.values())
+    return Outstanding({n: u for n, u in units.items() if u}, total - missing, total)
 
 
 def answer_unit(
@@ -197,8 +217,9 @@ def _whole_parts(ask: Ask) -> dict[int, int]:
         if not name.endswith(".parquet"):
             continue
         try:
-            with fs.open(path, "rb") as file:
-                sizes[int(name.removesuffix(".parquet"))] = pq.ParquetFile(file).metadata.num_rows
-        except Exception:  # half-written by a store without atomic writes
+            rows = sum(group_sizes(storage.join(ask.answers, name)))
+        except UserError:  # half-written by a store without atomic writes
             fs.rm(path)
+        else:
+            sizes[int(name.removesuffix(".parquet"))] = rows
     return sizes

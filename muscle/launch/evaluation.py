@@ -9,69 +9,41 @@ them.)
 """
 
 import os
-import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
-from ray.util.annotations import RayDeprecationWarning
 
-from muscle import storage
 from muscle.config import ResourcesConfig
-from muscle.errors import UserError
-from muscle.evaluation.job import BaseJob, EvaluateJob
-from muscle.evaluation.units import Answerer, Unit, WorkerBrokenError, answer_unit, pending
+from muscle.evaluation.job import EvaluateJob
+from muscle.evaluation.units import Answerer, Unit, WorkerBrokenError, answer_unit, outstanding
 from muscle.launch import cluster
 from muscle.launch.progress import watching
-from muscle.tables import group_sizes
+from muscle.launch.streams import MAX_RESTARTS, explain, restarts_bounded, set_context
 from muscle.training.job import OnProgress, Progress
 
 STAGE = "evaluate"
-MAX_RESTARTS = 40
-"""Deaths of one actor. What kills it again and again is named long before (`units.Claim`);
-this ends an actor that dies before it begins."""
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """What a scorer needs to load its models."""
-
-    dtype: str
-    max_length: int | None
-    tokens: int | None
-    cpus: float
-    continuous: bool
 
 
 class Scorer:
     """One actor of a pool: a base with all its adapters, loaded once."""
 
-    def __init__(self, base: BaseJob, scoring: Scoring, board: Any, total: int):
+    def __init__(self, job: EvaluateJob, base: int, cpus: float, board: Any, total: int):
         import torch
 
-        torch.set_num_threads(max(1, int(scoring.cpus)))
-        self.base, self.board, self.total = base, board, total
-        self.engine = self.load(scoring)
+        torch.set_num_threads(max(1, int(cpus)))
+        self.base, self.board, self.total = job.bases[base], board, total
+        self.engine = self.load(job)
         for note in getattr(self.engine, "notes", ()):
             board.note.remote(note)
 
-    def load(self, scoring: Scoring) -> Answerer:
+    def load(self, job: EvaluateJob) -> Answerer:
         """The engine; another kind of scorer loads another one."""
-        from muscle.evaluation import Engine
+        from muscle.evaluation.engine import load_engine
 
-        adapters = self.base.adapters.items()
-        return Engine(
-            self.base.base.model,
-            self.base.base.revision,
-            {name: None if path is None else storage.fetch(path) for name, path in adapters},
-            scoring.dtype,
-            scoring.tokens,
-            max_length=scoring.max_length,
-            continuous=scoring.continuous,
-        )
+        return load_engine(self.base, job)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Answer units; what comes back is only their names."""
@@ -99,14 +71,13 @@ def evaluate(
     Raises:
         UserError: a scorer can't load its model, or dies again and again.
     """
-    units = {base: pending(bases) for base, bases in enumerate(job.bases)}
-    total = sum(sum(group_sizes(queries.queries)) for queries, _ in job.asks())
-    done = total - sum(sum(missing.values()) for missing in units.values())
-    on_progress(Progress(STAGE, done, total, "answers", "waits for scorers"))
-    if done == total:
+    left = outstanding(job)
+    units, total = left.units, left.total
+    on_progress(Progress(STAGE, left.done, total, "answers", "waits for scorers"))
+    if not units:
         return ()
     with watching(on_progress) as board:
-        ray.get(board.add.remote(STAGE, done, total, "answers"))
+        ray.get(board.add.remote(STAGE, left.done, total, "answers"))
         if job.backend == "vllm":
             from muscle.launch.vllm import Tell, write_generated
 
@@ -145,33 +116,24 @@ def _stream(
     gpus = cluster.scoring_gpus(
         resources.gpus_per_actor, ray.cluster_resources().get("GPU", 0.0), len(units)
     )
-    scoring = Scoring(
-        dtype=job.dtype,
-        max_length=job.max_length,
-        tokens=job.scoring_tokens,
-        cpus=resources.cpus_per_actor,
-        continuous=job.backend == "continuous",
-    )
     branches = []
     for base, missing in units.items():
         rows = [{"set": s, "group": group} for s, group in missing]
         # A block a unit: any actor that is free takes the next one.
         data = ray.data.from_items(rows, override_num_blocks=len(rows))
-        arguments = {"base": job.bases[base], "scoring": scoring, "board": board, "total": total}
+        arguments = {
+            "job": job,
+            "base": base,
+            "cpus": resources.cpus_per_actor,
+            "board": board,
+            "total": total,
+        }
         branches.append(_through_pool(data, scorer, arguments, resources, gpus))
     stream = branches[0] if len(branches) == 1 else branches[0].union(*branches[1:])
     try:
         yield from stream.iter_batches(batch_size=None, batch_format="pyarrow")
     except ray.exceptions.RayError as error:
         raise explain(error) from error
-
-
-def set_context(context: DataContext) -> None:
-    """Ray Data's settings for any stream: fail at once where an actor can't start."""
-    context.enable_progress_bars = False
-    context.actor_init_retry_on_errors = False
-    context.actor_init_max_retries = 0
-    context.execution_options.preserve_order = False
 
 
 def _through_pool(
@@ -181,9 +143,7 @@ def _through_pool(
     resources: ResourcesConfig,
     gpus: float,
 ) -> ray.data.Dataset:
-    with warnings.catch_warnings():
-        # Ray's defaults for restarts are endless. This Ray warns about the only way to bound them.
-        warnings.simplefilter("ignore", RayDeprecationWarning)
+    with restarts_bounded():
         return data.map_batches(
             scorer,
             fn_constructor_kwargs=arguments,
@@ -195,17 +155,3 @@ def _through_pool(
             max_restarts=MAX_RESTARTS,
             max_task_retries=MAX_RESTARTS,
         )
-
-
-def explain(error: Exception) -> UserError:
-    """The UserError that an actor raised, or the last line of what Ray says."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, UserError):
-            return cause
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    for line in reversed(lines):
-        if "UserError: " in line:
-            return UserError(line.split("UserError: ", 1)[1])
-    return UserError(f"evaluation failed: {(lines[-1] if lines else type(error).__name__)[:300]}")

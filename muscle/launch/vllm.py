@@ -12,14 +12,12 @@ that are NaN are not noticed.
 import importlib.util
 import json
 import random
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
-from ray.util.annotations import RayDeprecationWarning
 
 from muscle import storage
 from muscle.config import ResourcesConfig
@@ -31,12 +29,12 @@ from muscle.evaluation.requests import (
     Prompted,
     Requests,
     generation_defaults,
-    until_to_json,
 )
 from muscle.evaluation.units import Unit, part
 from muscle.evaluation.vllm_settings import EngineSettings, engine_settings
 from muscle.launch import cluster
-from muscle.models import check_adapter, context_window, load_config, load_tokenizer
+from muscle.launch.streams import MAX_RESTARTS, explain, restarts_bounded, set_context
+from muscle.models import check_adapter, chosen_window, load_config, load_tokenizer
 from muscle.tables import read_query_group
 
 MISSING = "backend 'vllm' needs vLLM on a GPU machine: pip install 'muscle-llm[vllm]'"
@@ -122,8 +120,7 @@ def build_processor(settings: EngineSettings) -> Callable[[Dataset], Dataset]:
     stage.map_batches_kwargs.update(max_restarts=ENGINE_RESTARTS, max_task_retries=ENGINE_RESTARTS)
 
     def process(data: Dataset) -> Dataset:
-        with warnings.catch_warnings():  # about the only way to bound restarts
-            warnings.simplefilter("ignore", RayDeprecationWarning)
+        with restarts_bounded():
             return processor(data)
 
     return process
@@ -163,7 +160,7 @@ class Asking:
                 **unit,
                 "row": one.row,
                 "request": one.request,
-                "until": until_to_json(one.until),
+                "until": json.dumps(one.until),
                 "model": model,
                 "tokenized_prompt": one.tokens,
                 "sampling_params": one.sampling,
@@ -294,19 +291,16 @@ def _stream(
     rows: list[dict[str, int]],
     tell: Tell,
 ) -> None:
-    from muscle.launch.evaluation import MAX_RESTARTS, explain, set_context
-
     set_context(DataContext.get_current())
-    bounded = {"max_restarts": MAX_RESTARTS, "max_task_retries": MAX_RESTARTS}
     one: dict[str, Any] = {
         "batch_size": None,
         "batch_format": "pyarrow",
         "compute": ActorPoolStrategy(size=1),
-        **bounded,
+        "max_restarts": MAX_RESTARTS,
+        "max_task_retries": MAX_RESTARTS,
     }
     arguments = {"base": base, "window": window, "tell": tell}
-    with warnings.catch_warnings():  # about the only way to bound restarts
-        warnings.simplefilter("ignore", RayDeprecationWarning)
+    with restarts_bounded():
         data: Dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
         asked = {**arguments, "adapters": settings.adapters}
         data = data.map_batches(Asking, fn_constructor_kwargs=asked, **one)
@@ -341,12 +335,8 @@ def _requests(base: BaseJob, window: int) -> Requests:
 def _window(base: BaseJob, max_length: int | None) -> int:
     """The context window, as `Engine` has it."""
     model, revision = base.base.model, base.base.revision
-    window = context_window(load_config(model, revision), load_tokenizer(model, revision))
-    if max_length is not None and max_length > window:
-        raise UserError(
-            f"max_length {max_length} is more than the context window of {model!r} ({window})"
-        )
-    return max_length or window
+    config, tokenizer = load_config(model, revision), load_tokenizer(model, revision)
+    return chosen_window(model, config, tokenizer, max_length)
 
 
 def _line(text: str) -> str:

@@ -20,7 +20,13 @@ from muscle.models.fingerprint import (
     fingerprint_tokenizer,
     same_tokenizer,
 )
-from muscle.models.load import context_window, load_base, load_config, load_tokenizer
+from muscle.models.load import (
+    chosen_window,
+    context_window,
+    load_base,
+    load_config,
+    load_tokenizer,
+)
 from muscle.models.resolve import resolve_model
 from muscle.models.structure import check_structure, hidden_states, project
 
@@ -29,6 +35,7 @@ __all__ = [
     "attach_adapter",
     "check_adapter",
     "check_structure",
+    "chosen_window",
     "context_window",
     "copy_adapter_config",
     "fingerprint_adapter",

@@ -177,6 +177,20 @@ def context_window(config: Any, tokenizer: Any = None, default: int = 2048) -> i
     return int(limit) if limit is not None and limit < 10**12 else default
 
 
+def chosen_window(model: str, config: Any, tokenizer: Any, max_length: int | None) -> int:
+    """`max_length`, or the model's own context window, in tokens.
+
+    Raises:
+        UserError: `max_length` is more than the model has.
+    """
+    window = context_window(config, tokenizer)
+    if max_length is not None and max_length > window:
+        raise UserError(
+            f"max_length {max_length} is more than the context window of {model!r} ({window})"
+        )
+    return max_length or window
+
+
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
     """Inside, transformers draws no bar for its weights: progress is the caller's to show."""

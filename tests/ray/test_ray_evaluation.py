@@ -191,14 +191,14 @@ def test_a_row_that_kills_its_worker_is_named_and_costs_no_other(
 ) -> None:
     import ray
 
-    from muscle.launch.evaluation import Scorer, Scoring, evaluate
+    from muscle.launch.evaluation import Scorer, evaluate
 
     # Workers can't import a test module.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
     class DeadlyScorer(Scorer):
-        def load(self, scoring: Scoring) -> Deadly:
-            return Deadly(super().load(scoring))
+        def load(self, job: EvaluateJob) -> Deadly:
+            return Deadly(super().load(job))
 
     here = into(job, tmp_path)
     evaluate(here, ResourcesConfig(), silent, DeadlyScorer)
