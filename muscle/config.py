@@ -199,6 +199,10 @@ class ResourcesConfig(Part):
     deepspeed: str = "zero2"
     gradient_checkpointing: bool = False
     training_tokens: Positive | None = None
+    teachers: Literal["auto", "cached", "online"] = "auto"
+    min_workers: Positive | None = None  # default: exactly `workers`
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    checkpoint_seconds: Annotated[float, Field(ge=0.0)] = 300.0
     scoring_tokens: Positive | None = None
     min_actors: Positive = 1
     max_actors: Positive = 1
@@ -209,7 +213,35 @@ class ResourcesConfig(Part):
     def _actor_range(self) -> "ResourcesConfig":
         if self.max_actors < self.min_actors:
             raise ValueError("'max_actors' is smaller than 'min_actors'")
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError("'min_workers' is more than 'workers'")
         return self
+
+
+class HardwareConfig(Part):
+    """The GPUs that `muscle plan` reckons with; nothing else reads it.
+
+    `gpu` is a name of `muscle.planning.hardware` and fills in what isn't given: memory in
+    GiB, dense bf16 rate in TFLOP/s. `utilisation` is the share of that rate a training
+    reaches. Without any of it, the machine that plans is reckoned with.
+    """
+
+    gpu: str | None = None
+    memory_gib: Annotated[float, Field(gt=0.0)] | None = None
+    tflops: Annotated[float, Field(gt=0.0)] | None = None
+    utilisation: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
+    price_per_hour: Annotated[float, Field(ge=0.0)] | None = None
+
+
+class TrackingConfig(Part):
+    """Where training curves go besides OUTPUT/curves/*.jsonl.
+
+    `mlflow` is a tracking URI, `wandb` a project's name; each needs its extra.
+    """
+
+    tensorboard: bool = True
+    mlflow: str | None = None
+    wandb: str | None = None
 
 
 class Experiment(Part):
@@ -224,6 +256,8 @@ class Experiment(Part):
     compatibility: CompatibilityConfig = CompatibilityConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     resources: ResourcesConfig = ResourcesConfig()
+    hardware: HardwareConfig = HardwareConfig()
+    tracking: TrackingConfig = TrackingConfig()
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
     compat_seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
     data_seed: Annotated[int, Field(ge=0)] = 0

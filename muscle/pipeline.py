@@ -25,6 +25,9 @@ from muscle.training.job import OnProgress, Progress, TrainJob
 from muscle.training.settings import read_deepspeed
 from muscle.types import VERSIONS, Prediction, Version
 
+ELSEWHERE = ("resources", "hardware", "tracking", "storage")
+"""Settings that say where and how an experiment runs, not what it is."""
+
 LIBRARIES = ("torch", "transformers", "peft", "lm_eval", "ray", "deepspeed")
 
 
@@ -138,6 +141,7 @@ class Pipeline:
                 if "old" in needs
                 else None
             ),
+            teachers={},
             loss=loss,
             training=self.experiment.compat_training if compat else self.experiment.training,
             deepspeed=read_deepspeed(resources.deepspeed),
@@ -210,7 +214,7 @@ class Pipeline:
         """Where the numbers come from; nothing in it changes between equal runs."""
         return {
             **software(LIBRARIES),
-            "experiment": self.experiment.model_dump(exclude={"resources", "storage"}),
+            "experiment": self.experiment.model_dump(exclude=set(ELSEWHERE)),
             "task": {
                 "version": self.plan.task.version,
                 "filter": self.plan.task.filter,
@@ -243,7 +247,7 @@ def claim_output(experiment: Experiment, output: str) -> None:
 
 def _numbers(experiment: Experiment) -> dict[str, Any]:
     """What makes an experiment this one: all but where it runs."""
-    return experiment.model_dump(mode="json", exclude={"resources", "storage", "assumed"})
+    return experiment.model_dump(mode="json", exclude={*ELSEWHERE, "assumed"})
 
 
 def check_output(experiment: Experiment, output: str) -> None:

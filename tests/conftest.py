@@ -125,6 +125,7 @@ def make_job(tiny_models: dict[str, str], examples: str) -> Callable[..., "Train
             adapter=AdapterConfig(r=4, alpha=8),
             start=None,
             old=None,
+            teachers={},
             loss=None,
             training=TrainingConfig(
                 learning_rate=5e-3,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from muscle.config import TrainingConfig
 from muscle.losses.distillation import LossSums
-from muscle.training.data import Batch
+from muscle.models.sequences import Batch
 from muscle.training.student import Student
 
 BETAS = (0.9, 0.999)

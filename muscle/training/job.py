@@ -1,12 +1,26 @@
 """What a training step is told and what it tells back: plain records of JSON values."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from muscle.config import AdapterConfig, CompatibilityConfig, TrainingConfig, VersionConfig
+from muscle.config import (
+    AdapterConfig,
+    CompatibilityConfig,
+    TrackingConfig,
+    TrainingConfig,
+    VersionConfig,
+)
+
+
+@dataclass(frozen=True)
+class CachedTeacher:
+    """A teacher's cache: its folder, and what it must have been made of."""
+
+    path: str
+    identity: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -18,12 +32,16 @@ class TrainJob:
     base            the student's base model
     base_fingerprint  what the adapter will be bound to
     start           adapter directory to start from; None draws a fresh one
-    old             the old teacher (base and adapter); None when it isn't read
+    old             the old teacher (base and adapter); None when it isn't read, or is cached
+    teachers        cached signals by name; one that the loss reads and that isn't here is online
     loss            the compatibility loss; None is plain next-token loss
     deepspeed       a DeepSpeed configuration, by value (workers have no checkout)
     examples        folder with train.parquet and validation.parquet
     output          folder that gets the adapter
     checkpoints     folder of the resumable state, one for all attempts
+    checkpoint_seconds  how much work a stop may cost; 0 saves after every update
+    logs            folder of the training curves; None keeps them in the artifact only
+    tracking        where else curves go
     """
 
     role: Literal["old", "new", "compat"]
@@ -33,6 +51,7 @@ class TrainJob:
     adapter: AdapterConfig
     start: str | None
     old: VersionConfig | None
+    teachers: Mapping[str, CachedTeacher]
     loss: CompatibilityConfig | None
     training: TrainingConfig
     deepspeed: dict[str, Any]
@@ -42,11 +61,14 @@ class TrainJob:
     seed: int
     output: str
     checkpoints: str
+    checkpoint_seconds: float = 300.0
+    logs: str | None = None
+    tracking: TrackingConfig | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON value; `from_json` reads it back."""
         parts = asdict(self)
-        for name in ("base", "adapter", "old", "loss", "training"):
+        for name in ("base", "adapter", "old", "loss", "training", "tracking"):
             part = getattr(self, name)
             parts[name] = None if part is None else part.model_dump()
         return parts
@@ -60,11 +82,13 @@ class TrainJob:
             "old": VersionConfig,
             "loss": CompatibilityConfig,
             "training": TrainingConfig,
+            "tracking": TrackingConfig,
         }
         parts = dict(value)
         for name, kind in kinds.items():
             if parts[name] is not None:
                 parts[name] = kind.model_validate(parts[name])
+        parts["teachers"] = {n: CachedTeacher(**t) for n, t in parts["teachers"].items()}
         return TrainJob(**parts)
 
 

@@ -19,19 +19,12 @@ from muscle.config import TrainingConfig
 from muscle.errors import UserError
 from muscle.losses.distillation import LossSums
 from muscle.models.adapters import write_adapter
+from muscle.models.sequences import Batch, Sequences, collate, micro_batches, tokenise
 from muscle.tables import read_examples
 from muscle.training.checkpoint import TrainState, load_state, save_state
-from muscle.training.data import (
-    Batch,
-    Sequences,
-    collate,
-    micro_batches,
-    permutation,
-    tokenise,
-    updates,
-)
 from muscle.training.engine import Engine
 from muscle.training.job import EpochRecord, OnProgress, Progress, TrainJob
+from muscle.training.order import permutation, updates
 from muscle.training.schedule import learning_rate
 from muscle.training.student import Student
 

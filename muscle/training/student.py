@@ -25,9 +25,9 @@ from muscle.losses.needs import different_tokenizers, needed_teachers
 from muscle.models.adapters import attach_adapter, new_adapter, using_adapter
 from muscle.models.fingerprint import same_tokenizer
 from muscle.models.load import load_base, load_tokenizer
+from muscle.models.sequences import Batch
 from muscle.models.structure import check_structure, hidden_states, project
 from muscle.storage import fetch
-from muscle.training.data import Batch
 from muscle.training.job import TrainJob
 
 TEACHER = "teacher"

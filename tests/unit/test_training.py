@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 from muscle.config import TrainingConfig, VersionConfig
 from muscle.errors import UserError
 from muscle.models.load import load_base, load_tokenizer
+from muscle.models.sequences import collate, micro_batches, tokenise
 from muscle.training import loop
 from muscle.training.checkpoint import load_state
-from muscle.training.data import collate, micro_batches, permutation, tokenise, updates
 from muscle.training.job import Progress, TrainJob
 from muscle.training.loop import train_alone
+from muscle.training.order import permutation, updates
 from muscle.training.schedule import learning_rate
 from muscle.training.student import build_student
 from muscle.types import TrainingExample

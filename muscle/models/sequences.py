@@ -1,11 +1,12 @@
-"""Training sequences and their order.
+"""Training sequences: examples as tokens, and micro-batches of them.
 
-The order of an epoch is a permutation of (seed, epoch) and does not know the number of
-workers; an update is a number of examples, and its micro-batches are filled by tokens.
+Teachers and student read the same sequences, so a teacher's hidden state of position i is
+the student's position i.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ class Sequences:
 
     ids: list[np.ndarray]
     first: list[int]
-    truncated: int
+    truncated: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -32,13 +33,23 @@ class Sequences:
         """How many tokens of a sequence are in the loss."""
         return len(self.ids[index]) - self.first[index]
 
+    def fingerprint(self) -> str:
+        """A hash of every token and of what is in the loss: equal for equal data, tokenizer,
+        length and `loss_on`."""
+        digest = hashlib.sha256()
+        for ids, first in zip(self.ids, self.first, strict=True):
+            digest.update(np.array([len(ids), first], dtype="<i8").tobytes())
+            digest.update(ids.astype("<i8").tobytes())
+        return digest.hexdigest()[:20]
+
 
 @dataclass(frozen=True)
 class Batch:
     """One micro-batch of B right-padded sequences, N tokens of it in the loss.
 
     input_ids, attention_mask [B, L]; `scored` [B, L-1] marks the positions whose next
-    token is in the loss; gold, sequence [N] are those tokens and their rows.
+    token is in the loss; gold, sequence [N] are those tokens and their rows. `teachers` are
+    cached signals by name: final hidden states [N, D] at the same N positions.
     """
 
     input_ids: Tensor
@@ -46,10 +57,18 @@ class Batch:
     scored: Tensor
     gold: Tensor
     sequence: Tensor
+    teachers: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device."""
-        return Batch(*(getattr(self, n).to(device) for n in self.__dataclass_fields__))
+        return Batch(
+            self.input_ids.to(device),
+            self.attention_mask.to(device),
+            self.scored.to(device),
+            self.gold.to(device),
+            self.sequence.to(device),
+            {name: hidden.to(device) for name, hidden in self.teachers.items()},
+        )
 
 
 def tokenise(
@@ -80,16 +99,6 @@ def tokenise(
         ids.append(np.array(tokens[cut:], dtype=np.int64))
         first.append(max(1, start - cut))
     return Sequences(ids, first, truncated)
-
-
-def permutation(size: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of an epoch, from (seed, epoch) alone."""
-    return np.random.default_rng([seed, epoch]).permutation(size)
-
-
-def updates(size: int, update_size: int) -> list[slice]:
-    """The slices of an epoch's permutation that make one optimizer update each."""
-    return [slice(i, min(i + update_size, size)) for i in range(0, size, update_size)]
 
 
 def micro_batches(data: Sequences, indices: Sequence[int], tokens: int) -> list[list[int]]:

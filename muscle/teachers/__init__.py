@@ -1,0 +1,1 @@
+"""The teacher cache: what frozen teachers say of the training tokens, computed once."""
