@@ -26,6 +26,7 @@ from muscle.pipeline import Outcome, Pipeline, check_output
 from muscle.plan import Plan, Step, make_plan
 from muscle.report import print_examples, print_scores, print_table
 from muscle.report.text import one_line
+from muscle.teaching import Teaching
 from muscle.training.settings import check_settings
 
 if TYPE_CHECKING:
@@ -120,7 +121,11 @@ def show_plan(plan: Plan, output: str, console: Console) -> None:
     settings = yaml.safe_dump(plan.experiment.model_dump(), sort_keys=False, allow_unicode=True)
     console.print(Syntax(settings, "yaml", background_color="default", word_wrap=True))
     store = open_store(plan.experiment.storage, output)
-    show_steps(plan.experiment.name, plan.steps(), store, console)
+    teaching = Teaching(plan, store)
+    show_steps(plan.experiment.name, [*plan.steps(), *teaching.steps()], store, console)
+    if plan.teachers:
+        way = "cached" if teaching.choice.cached else "online"
+        show_notes([f"teachers {way}: {teaching.choice.reason}"], console)
     console.print(f"results would go to {output}", highlight=False, markup=False)
 
 

@@ -18,9 +18,10 @@ from muscle.losses.needs import needed_teachers
 from muscle.metrics.pairing import Predictions
 from muscle.plan import Plan, Run, Step, training_split
 from muscle.predict import Evaluator, Predictor, Wanted, software
-from muscle.report import build_report, pick_examples, write_report
+from muscle.report import adapter_card, build_report, pick_examples, write_report
 from muscle.steps import Workshop
 from muscle.tables import read_predictions, write_examples, write_predictions
+from muscle.teaching import Cacher, Teaching, adapter_folder
 from muscle.training.job import OnProgress, Progress, TrainJob
 from muscle.training.settings import read_deepspeed
 from muscle.types import VERSIONS, Prediction, Version
@@ -31,7 +32,7 @@ ELSEWHERE = ("resources", "hardware", "tracking", "storage")
 LIBRARIES = ("torch", "transformers", "peft", "lm_eval", "ray", "deepspeed")
 
 
-class Launcher(Evaluator, Protocol):
+class Launcher(Evaluator, Cacher, Protocol):
     """Runs jobs, in this process or on a cluster; returns when all are done."""
 
     def train(self, jobs: Sequence[TrainJob], on_progress: OnProgress) -> None:
@@ -62,6 +63,7 @@ class Pipeline:
         self.launcher = launcher
         self.on_progress = on_progress
         self.workshop = Workshop(self.store, on_progress)
+        self.teaching = Teaching(plan, self.store)
         self.predictor = Predictor(
             self.workshop,
             launcher,
@@ -79,6 +81,7 @@ class Pipeline:
         check_output(self.experiment, self.output)
         steps = self.plan.steps()
         missing = self.workshop.missing(steps)
+        self.teaching.check()
         if any(step.kind not in ("examples", "queries") for step in missing):
             self.launcher.prepare(self.on_progress)
         claim_output(self.experiment, self.output)
@@ -87,6 +90,7 @@ class Pipeline:
                 self.on_progress(Progress(step.label, 1, 1, "artifact", "reused"))
         self.workshop.once(self.plan.examples, self._write_examples)
         self._train([s for s in steps if s.kind == "task-adapter"])
+        self.teaching.make(self.workshop, self.launcher)
         self._train([s for s in steps if s.kind == "compat-adapter"])
         self._evaluate()
         return self._report()
@@ -129,6 +133,7 @@ class Pipeline:
         several = len(self.experiment.runs) > 1
         seed = run[1] if compat else run[0]
         base = self.plan.base(version)
+        teachers = self.teaching.cached(run) if compat else {}
         return TrainJob(
             role=version,
             title=f"train {version}" + (f" (seed {seed})" if several else ""),
@@ -138,10 +143,10 @@ class Pipeline:
             start=self._adapter("new", run) if compat else None,
             old=(
                 self.plan.old.config.model_copy(update={"adapter": self._adapter("old", run)})
-                if "old" in needs
+                if "old" in needs and "old" not in teachers
                 else None
             ),
-            teachers={},
+            teachers=teachers,
             loss=loss,
             training=self.experiment.compat_training if compat else self.experiment.training,
             deepspeed=read_deepspeed(resources.deepspeed),
@@ -151,16 +156,13 @@ class Pipeline:
             seed=seed,
             output=attempt,
             checkpoints=storage.join(self.store.folder(*key), "checkpoints"),
+            checkpoint_seconds=resources.checkpoint_seconds,
+            logs=storage.join(self.output, "curves", f"{version}-{seed}" if several else version),
+            tracking=self.experiment.tracking,
         )
 
     def _adapter(self, version: Version, run: Run) -> str:
-        """The directory of a version's adapter: given, or the artifact of its step."""
-        step = self.plan.adapters[version, run]
-        if step is None:
-            adapter = self.plan.base(version).config.adapter
-            assert adapter is not None
-            return adapter
-        return self.workshop.artifact(step).path
+        return adapter_folder(self.plan, self.workshop, version, run)
 
     def _evaluate(self) -> None:
         """Answer and judge all missing versions: one pass, one pool for each base."""
@@ -190,6 +192,7 @@ class Pipeline:
         report_json = storage.join(self.output, "report.json")
         report_md = storage.join(self.output, "report.md")
         write_report(report, report_json, report_md, examples)
+        self._write_cards(report)
         self.on_progress(Progress("report", 1, 1, "report"))
         rows = (p for versions in predictions.values() for ps in versions.values() for p in ps)
         errors = Counter(p.error for p in rows if p.error is not None)
@@ -201,14 +204,25 @@ class Pipeline:
         """A version's predictions; leaves them and its adapter in the output folder."""
         step = self.plan.predictions[version, run]
         rows = read_predictions(self.workshop.artifact(step).file("predictions.parquet"))
-        place = self.output
-        if len(self.experiment.runs) > 1:
-            place = storage.join(place, f"seed-{run[1]}")
+        place = self._place(run)
         write_predictions(storage.join(place, version, f"{self.plan.task.name}.parquet"), rows)
         if self.plan.adapters[version, run] is not None:
             adapter = Path(storage.fetch(self._adapter(version, run)))
             storage.upload(adapter, storage.join(place, version, "adapter"))
         return rows
+
+    def _place(self, run: Run) -> str:
+        """The folder of a run's results: one for each seed where there are several."""
+        several = len(self.experiment.runs) > 1
+        return storage.join(self.output, f"seed-{run[1]}") if several else self.output
+
+    def _write_cards(self, report: dict[str, Any]) -> None:
+        """A model card beside every compat adapter in the output folder."""
+        examples = self.workshop.artifact(self.plan.examples).notes
+        for run in self.experiment.runs:
+            card = adapter_card(report, self.plan.task.name, run[1], examples)
+            path = storage.join(self._place(run), "compat", "adapter", "README.md")
+            storage.write_bytes(path, card.encode("utf-8", "replace"))
 
     def _provenance(self) -> dict[str, Any]:
         """Where the numbers come from; nothing in it changes between equal runs."""

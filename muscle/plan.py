@@ -13,11 +13,19 @@ from muscle import storage
 from muscle.artifacts import key_of
 from muscle.config import EvaluationConfig, Experiment, TrainingConfig, VersionConfig
 from muscle.errors import UserError
+from muscle.losses.needs import needed_teachers
 from muscle.models.compatibility import check_targets
 from muscle.tasks import Task, limit_examples, load_task, split
 from muscle.types import VERSIONS, TrainingExample, Version
 
-RECIPES = {"examples": 1, "queries": 1, "task-adapter": 1, "compat-adapter": 1, "predictions": 3}
+RECIPES = {
+    "examples": 1,
+    "queries": 1,
+    "task-adapter": 1,
+    "teacher": 1,
+    "compat-adapter": 1,
+    "predictions": 3,
+}
 
 Run = tuple[int, int]
 """(seed of the task adapters, seed of the compatibility adapter)."""
@@ -56,6 +64,7 @@ class Plan:
     examples: Step
     queries: Step
     adapters: Mapping[tuple[Version, Run], Step | None]  # None: the version brings its own
+    teachers: Mapping[tuple[Version, Run], Step]  # what caches would hold, if there are any
     predictions: Mapping[tuple[Version, Run], Step]
     notes: tuple[str, ...] = ()  # what a user should know before it runs
 
@@ -64,7 +73,7 @@ class Plan:
         return self.old if version == "old" else self.new
 
     def steps(self) -> list[Step]:
-        """Every distinct step in the order in which it runs."""
+        """Every distinct step in the order in which it runs; caches are `teaching`'s to decide."""
         trained = [s for s in self.adapters.values() if s is not None]
         trained.sort(key=lambda s: s.kind == "compat-adapter")  # stable: task adapters first
         steps = [self.examples, self.queries, *trained, *self.predictions.values()]
@@ -79,7 +88,7 @@ def make_plan(experiment: Experiment) -> Plan:
     """
     task = load_task(experiment.task)
     old, new = (resolve_base(version, name) for name, version in _versions(experiment))
-    _check_tokenizers(experiment)
+    tokenizer = _check_tokenizers(experiment)
     for given in (experiment.old, experiment.new):
         if given.adapter is None and experiment.adapter.targets != "all-linear":
             check_targets(experiment.adapter, given.model, given.revision)
@@ -90,18 +99,26 @@ def make_plan(experiment: Experiment) -> Plan:
         {"task": task.evaluation_fingerprint(experiment.evaluation.limit)},
     )
     adapters: dict[tuple[Version, Run], Step | None] = {}
+    teachers: dict[tuple[Version, Run], Step] = {}
     predictions: dict[tuple[Version, Run], Step] = {}
     for run in experiment.runs:
         adapters["old", run] = _task_adapter(experiment, "old", old, examples, run)
         adapters["new", run] = _task_adapter(experiment, "new", new, examples, run)
         adapters["compat", run] = _compat_adapter(experiment, adapters, old, new, examples, run)
+        for name in needed_teachers(experiment.compatibility):
+            teacher = old if name == "old" else new
+            teachers[name, run] = _teacher(
+                experiment, name, teacher, adapters[name, run], tokenizer, examples, run
+            )
         for version in VERSIONS:
             base = old if version == "old" else new
             predictions[version, run] = _predictions(
                 experiment, version, base, adapters[version, run], queries, run
             )
     notes = _notes(experiment, task)
-    return Plan(experiment, task, old, new, examples, queries, adapters, predictions, notes)
+    return Plan(
+        experiment, task, old, new, examples, queries, adapters, teachers, predictions, notes
+    )
 
 
 def _notes(experiment: Experiment, task: Task) -> tuple[str, ...]:
@@ -148,18 +165,21 @@ def _resolve(version: VersionConfig) -> Base:
     return Base(config, fingerprint, fingerprint_adapter(adapter))
 
 
-def _check_tokenizers(experiment: Experiment) -> None:
-    """Token-level distillation needs one tokenizer; say early what still works."""
-    from muscle.losses.needs import different_tokenizers, needed_teachers
-    from muscle.models.fingerprint import same_tokenizer
+def _check_tokenizers(experiment: Experiment) -> str:
+    """Token-level distillation needs one tokenizer; say early what still works.
+
+    Returns the fingerprint of new's, by which both teachers read.
+    """
+    from muscle.losses.needs import different_tokenizers
+    from muscle.models.fingerprint import fingerprint_tokenizer, same_tokenizer
     from muscle.models.load import load_tokenizer
 
-    if "old" not in needed_teachers(experiment.compatibility):
-        return
     old, new = (load_tokenizer(v.model, v.revision) for _, v in _versions(experiment))
-    reason = same_tokenizer(old, new)
-    if reason is not None:
-        raise UserError(different_tokenizers(reason))
+    if "old" in needed_teachers(experiment.compatibility):
+        reason = same_tokenizer(old, new)
+        if reason is not None:
+            raise UserError(different_tokenizers(reason))
+    return fingerprint_tokenizer(new)
 
 
 def training_split(
@@ -225,8 +245,6 @@ def _compat_adapter(
     examples: Step,
     run: Run,
 ) -> Step:
-    from muscle.losses.needs import needed_teachers
-
     needs = needed_teachers(experiment.compatibility)
     loss = experiment.compatibility.model_dump(exclude={"learning_rate", "epochs", "warmup_steps"})
     if not needs:  # plain cross-entropy: mask, temperature and weights play no part
@@ -241,6 +259,28 @@ def _compat_adapter(
         "seed": run[1],
     }
     return Step("compat-adapter", _label(experiment, "train compat", run[1]), inputs)
+
+
+def _teacher(
+    experiment: Experiment,
+    version: Version,
+    base: Base,
+    adapter: Step | None,
+    tokenizer: str,
+    examples: Step,
+    run: Run,
+) -> Step:
+    """A teacher's cache: mask, temperature, weights and epochs play no part in it."""
+    inputs = {
+        "base": base.fingerprint,
+        "adapter": _identity(base, adapter),
+        "tokenizer": tokenizer,
+        "examples": examples.key,
+        "dtype": experiment.training.dtype,
+        "max_length": experiment.training.max_length,
+        "loss_on": experiment.training.loss_on,
+    }
+    return Step("teacher", _label(experiment, f"cache {version} teacher", run[0]), inputs)
 
 
 def _predictions(

@@ -1,9 +1,10 @@
 """Which teachers a loss reads; no torch, so that a plan can ask it."""
 
 from muscle.config import CompatibilityConfig
+from muscle.types import Version
 
 
-def needed_teachers(settings: CompatibilityConfig) -> tuple[str, ...]:
+def needed_teachers(settings: CompatibilityConfig) -> tuple[Version, ...]:
     """The names of the teacher signals a loss reads: a subset of ("old", "new")."""
     if settings.ce_weight == 1.0:
         return ()

@@ -1,6 +1,7 @@
 """From predictions to the report: numbers (`build`), words (`view`), page, table."""
 
 from muscle.report.build import build_report
+from muscle.report.card import adapter_card
 from muscle.report.examples import FlipExample, pick_examples
 from muscle.report.page import write_report
 from muscle.report.scores import print_scores
@@ -8,6 +9,7 @@ from muscle.report.table import print_examples, print_table
 
 __all__ = [
     "FlipExample",
+    "adapter_card",
     "build_report",
     "pick_examples",
     "print_examples",

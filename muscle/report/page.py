@@ -3,12 +3,15 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from muscle.report import view
 from muscle.report.examples import FlipExample
-from muscle.report.text import markdown, one_line
+from muscle.report.text import markdown, one_line, plain
 from muscle.storage import write_bytes
+
+if TYPE_CHECKING:
+    import jinja2
 
 TEMPLATE = "report.md.j2"
 
@@ -41,9 +44,21 @@ def write_report(
 
 def render_page(report: dict[str, Any], examples: Sequence[FlipExample] = ()) -> str:
     """The Markdown page of a report; all foreign text in it is escaped."""
+    return (
+        environment()
+        .get_template(TEMPLATE)
+        .render(
+            provenance=list(flat(report["provenance"])),
+            tasks=[task_view(name, task, examples) for name, task in report["tasks"].items()],
+        )
+    )
+
+
+def environment() -> "jinja2.Environment":
+    """Our templates; `md` and `yaml` make any text literal in Markdown and in YAML."""
     import jinja2
 
-    environment = jinja2.Environment(
+    found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -52,14 +67,15 @@ def render_page(report: dict[str, Any], examples: Sequence[FlipExample] = ()) ->
         # The page is Markdown: `md` escapes more than HTML's escaping would.
         autoescape=False,
     )
-    environment.filters["md"] = markdown
-    return environment.get_template(TEMPLATE).render(
-        provenance=list(_flat(report["provenance"])),
-        tasks=[_task(name, task, examples) for name, task in report["tasks"].items()],
-    )
+    found.filters["md"] = markdown
+    found.filters["yaml"] = lambda text: json.dumps(plain(str(text)))  # JSON is YAML
+    return found
 
 
-def _task(name: str, task: dict[str, Any], examples: Sequence[FlipExample]) -> dict[str, Any]:
+def task_view(
+    name: str, task: dict[str, Any], examples: Sequence[FlipExample] = ()
+) -> dict[str, Any]:
+    """One task of a report as a template shows it."""
     return {
         "name": name,
         "heading": view.heading(task),
@@ -105,12 +121,12 @@ def _example(example: FlipExample) -> dict[str, str]:
     return {key: one_line(value, 600) for key, value in cells.items()}
 
 
-def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Nested provenance as lines "a.b" -> text."""
+def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings or provenance as lines "a.b" -> text."""
     if isinstance(value, Mapping) and (value or not prefix):
         lines = []
         for key, inner in value.items():
-            lines += _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+            lines += flat(inner, f"{prefix}.{key}" if prefix else str(key))
         return lines
     shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return [(prefix, one_line(shown, 300))]

@@ -20,7 +20,7 @@ LAYERS = [
     ["evaluation", "training"],
     ["plan", "tuning", "report"],
     ["steps"],
-    ["predict", "alone"],
+    ["predict", "teaching", "alone"],
     ["pipeline", "evaluate"],
     ["display"],
     ["launch"],

@@ -1,0 +1,185 @@
+"""The teachers of a run: cached or online, making the caches, and what a training is told."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Protocol
+
+from muscle import storage
+from muscle.artifacts import Store
+from muscle.config import Experiment
+from muscle.errors import UserError
+from muscle.losses.needs import needed_teachers
+from muscle.models.load import load_config, load_tokenizer
+from muscle.models.sequences import tokenise
+from muscle.plan import Base, Plan, Run, Step, training_split
+from muscle.steps import Workshop
+from muscle.teachers.choose import Choice, choose
+from muscle.teachers.job import TeacherAsk, TeacherBase, TeacherJob
+from muscle.training.job import CachedTeacher, OnProgress, Progress
+from muscle.training.settings import read_deepspeed
+from muscle.types import Version
+
+BYTES = {"float32": 4, "bfloat16": 2}
+
+
+class Cacher(Protocol):
+    """The part of a launcher that is needed here."""
+
+    def cache(self, job: TeacherJob, on_progress: OnProgress) -> None:
+        """Write every shard of every ask that is missing."""
+        ...
+
+
+class Teaching:
+    """Decides once for a run; the same decision for all of its compat trainings."""
+
+    def __init__(self, plan: Plan, store: Store):
+        self.plan = plan
+        self.store = store
+
+    @cached_property
+    def choice(self) -> Choice:
+        """Whether the missing compat trainings read caches, and why.
+
+        Raises:
+            UserError: caching is asked for and the disk can't hold it.
+        """
+        experiment = self.plan.experiment
+        resources = experiment.resources
+        runs = self._untrained()
+        wanted = self._distinct(runs)
+        missing = [s for s in wanted if self.store.find(s.kind, s.key) is None]
+        if wanted and not missing and resources.teachers != "online":
+            return Choice(True, "the cache is there")
+        needed = self._bytes(missing) if missing else 0
+        free = storage.disk_free(self.store.root)
+        choice = choose(
+            resources.teachers,
+            experiment.compat_training.epochs * _most_per_pair(self.plan, runs),
+            needed,
+            free,
+            read_deepspeed(resources.deepspeed)["zero_optimization"]["stage"] == 3,
+            experiment.compatibility.mask,
+        )
+        if choice.cached and free is not None and needed > free:
+            raise UserError(
+                f"the teacher cache takes {needed / 1e9:,.1f} GB and {free / 1e9:,.1f} GB are free "
+                f"in {self.store.root}: free some, set 'storage' to another place, or "
+                "resources.teachers: online"
+            )
+        return choice
+
+    def steps(self) -> list[Step]:
+        """The caches that the missing compat trainings read; none when they go online."""
+        return self._distinct(self._untrained()) if self.choice.cached else []
+
+    def check(self) -> None:
+        """Decide now, so that a cache that the disk can't hold is refused before any training."""
+        _ = self.choice
+
+    def make(self, workshop: Workshop, launcher: Cacher) -> None:
+        """Write the caches that are missing; what was written before a stop stays."""
+        if self._untrained() and needed_teachers(self.plan.experiment.compatibility):
+            way = "cached" if self.choice.cached else "online"
+            remark = f"{way}: {self.choice.reason}"
+            workshop.on_progress(Progress("teachers", 1, 1, "teachers", remark))
+        missing = workshop.missing(self.steps())
+        if not missing:
+            return
+        with workshop.leases(missing):
+            missing = workshop.missing(missing)
+            if missing:
+                launcher.cache(self.job(workshop, missing), workshop.on_progress)
+            for step in missing:
+                self._commit(step)
+
+    def job(self, workshop: Workshop, steps: Sequence[Step]) -> TeacherJob:
+        """What the launcher is told: for each base its signals."""
+        bases: dict[str, tuple[Base, list[TeacherAsk]]] = {}
+        for step in steps:
+            version, run = self._who(step)
+            base = self.plan.base(version)
+            ask = TeacherAsk(
+                name=f"{version}-{run[0]}",
+                adapter=adapter_folder(self.plan, workshop, version, run),
+                folder=self.store.shared_attempt(step.kind, step.key),
+                identity=step.inputs,
+            )
+            bases.setdefault(base.fingerprint, (base, []))[1].append(ask)
+        experiment = self.plan.experiment
+        return TeacherJob(
+            bases=tuple(
+                TeacherBase(base.config.model_copy(update={"adapter": None}), tuple(asks))
+                for base, asks in bases.values()
+            ),
+            examples=workshop.artifact(self.plan.examples).path,
+            dtype=experiment.training.dtype,
+            max_length=experiment.training.max_length,
+            loss_on=experiment.training.loss_on,
+            tokens=experiment.resources.training_tokens,
+        )
+
+    def cached(self, run: Run) -> dict[str, CachedTeacher]:
+        """The caches that a compat training reads, by the teacher's name."""
+        found: dict[str, CachedTeacher] = {}
+        if not self.choice.cached:
+            return found
+        for (version, of), step in self.plan.teachers.items():
+            artifact = self.store.find(step.kind, step.key) if of == run else None
+            if artifact is not None:
+                found[version] = CachedTeacher(artifact.path, step.inputs)
+        return found
+
+    def _untrained(self) -> list[Run]:
+        """The runs whose compat adapter is still to be trained."""
+        runs = []
+        for (version, run), step in self.plan.adapters.items():
+            if version == "compat" and step is not None:
+                if self.store.find(step.kind, step.key) is None:
+                    runs.append(run)
+        return runs
+
+    def _distinct(self, runs: Sequence[Run]) -> list[Step]:
+        steps = [step for (_, run), step in self.plan.teachers.items() if run in runs]
+        return list({step.key: step for step in steps}.values())
+
+    def _who(self, step: Step) -> tuple[Version, Run]:
+        return next(who for who, s in self.plan.teachers.items() if s.key == step.key)
+
+    def _bytes(self, steps: Sequence[Step]) -> int:
+        """What the caches of these steps take on disk."""
+        tokens = loss_tokens(self.plan.experiment, self.plan)
+        size = 0
+        for step in steps:
+            base = self.plan.base(self._who(step)[0]).config
+            width = load_config(base.model, base.revision).get_text_config().hidden_size
+            size += tokens * width * BYTES[self.plan.experiment.training.dtype]
+        return size
+
+
+def loss_tokens(experiment: Experiment, plan: Plan) -> int:
+    """Tokens in the loss of one pass over the training split."""
+    train, _ = training_split(experiment, plan.task)
+    tokenizer = load_tokenizer(plan.new.config.model, plan.new.config.revision)
+    settings = experiment.training
+    data = tokenise(train, tokenizer, settings.max_length, settings.loss_on)
+    return sum(data.targets(i) for i in range(len(data)))
+
+
+def adapter_folder(plan: Plan, workshop: Workshop, version: Version, run: Run) -> str:
+    """The directory of a version's adapter: given, or the artifact of its step."""
+    step = plan.adapters[version, run]
+    if step is None:
+        adapter = plan.base(version).config.adapter
+        assert adapter is not None
+        return adapter
+    return workshop.artifact(step).path
+
+
+def _most_per_pair(plan: Plan, runs: Sequence[Run]) -> int:
+    """The most compat trainings that share one pair of teachers."""
+    pairs = [
+        tuple(sorted(step.key for (_, of), step in plan.teachers.items() if of == run))
+        for run in runs
+    ]
+    return max((pairs.count(pair) for pair in pairs), default=0)
