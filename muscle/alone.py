@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from muscle.errors import UserError
 from muscle.evaluation.job import EvaluateJob
 from muscle.evaluation.units import answer_unit, outstanding
+from muscle.teachers.job import TeacherJob
+from muscle.teachers.shards import missing
 from muscle.training.job import OnProgress, Progress, TrainJob
 
 
@@ -26,6 +28,19 @@ class Alone:
 
         for job in jobs:
             train_alone(job, on_progress, self.device)
+
+    def cache(self, job: TeacherJob, on_progress: OnProgress) -> None:
+        """Write what is missing of the teachers' hidden states, one base after the other."""
+        from muscle.teachers.write import Writer
+
+        left = missing(job)
+        done = left.done
+        on_progress(Progress("cache teachers", done, left.total, "sequences"))
+        for number, units in left.units.items():
+            writer = Writer(job.bases[number], job, self.device)
+            for unit in units:
+                done += writer.write(unit)
+                on_progress(Progress("cache teachers", done, left.total, "sequences"))
 
     def evaluate(self, job: EvaluateJob, on_progress: OnProgress) -> tuple[str, ...]:
         """Load one base after the other and let its adapters answer; returns the remarks."""

@@ -23,9 +23,15 @@ from typing import Any
 import psutil
 
 from muscle import storage
+from muscle.errors import UserError
 
 LEASE_SECONDS = 120
 """A lease that wasn't renewed for so long is free to take."""
+
+SHARED = "attempt-shared"
+
+CHECKED_BY_READER = "checked by its reader"
+"""A manifest's mark on files that are too big to read whenever an artifact is looked up."""
 
 
 def key_of(inputs: Mapping[str, Any]) -> str:
@@ -68,7 +74,7 @@ class Store:
         if not isinstance(manifest, dict) or manifest.get("key") != key:
             return None
         path = storage.join(folder, str(manifest.get("attempt")))
-        if not all(_intact(storage.join(path, n), f) for n, f in manifest["files"].items()):
+        if not _intact(path, manifest["files"]):
             return None
         artifact = Artifact(step, key, path, dict(manifest.get("notes", {})))
         self._verified[step, key] = artifact
@@ -78,20 +84,45 @@ class Store:
         """A fresh folder for an attempt at this artifact."""
         return storage.join(self.folder(step, key), f"attempt-{uuid.uuid4().hex[:8]}")
 
+    def shared_attempt(self, step: str, key: str) -> str:
+        """The one attempt of an artifact that many workers fill bit by bit.
+
+        Who starts again goes on in it, so its step must know which of its files are whole.
+        """
+        return storage.join(self.folder(step, key), SHARED)
+
     def commit(
-        self, step: str, key: str, attempt: str, inputs: Mapping[str, Any], notes: Mapping[str, Any]
+        self,
+        step: str,
+        key: str,
+        attempt: str,
+        inputs: Mapping[str, Any],
+        notes: Mapping[str, Any],
+        known: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> Artifact:
-        """Write the manifest of an attempt whose files are all in place, and drop the others."""
-        fs, inside = storage.filesystem(attempt)
-        root = inside.rstrip("/") + "/"
-        names = sorted(str(p).split(root, 1)[1] for p in fs.find(inside))
-        files = {}
-        for name in names:
-            path = storage.join(attempt, name)
-            files[name] = {
-                "sha256": storage.sha256(path),
-                "size": fs.size(storage.join(inside, name)),
-            }
+        """Write the manifest of an attempt whose files are all in place, and drop the others.
+
+        `known` has {sha256, size} of files, by relative name, that aren't read again here and
+        that `find` checks by size alone: whoever reads a big file checks it then.
+
+        Raises:
+            UserError: a known file isn't there, or has another size.
+        """
+        known = known or {}
+        sizes = storage.sizes(attempt)
+        files: dict[str, dict[str, Any]] = {}
+        for name in sorted({*sizes, *known}):
+            if name not in known:
+                digest = storage.sha256(storage.join(attempt, name))
+                files[name] = {"sha256": digest, "size": sizes[name]}
+                continue
+            files[name] = {"sha256": known[name]["sha256"], "size": known[name]["size"]}
+            files[name]["content"] = CHECKED_BY_READER
+            if sizes.get(name) != known[name]["size"]:
+                raise UserError(
+                    f"{storage.join(attempt, name)} isn't what was written "
+                    f"({sizes.get(name, 'no')} bytes of {known[name]['size']}): run again"
+                )
         manifest = {
             "step": step,
             "key": key,
@@ -110,7 +141,8 @@ class Store:
         fs, inside = storage.filesystem(self.folder(step, key))
         for path in fs.ls(inside, detail=False):
             name = str(path).rstrip("/").rsplit("/", 1)[1]
-            if name.startswith("attempt-") and name != keep:
+            # Workers may still be filling the shared one, and its files are worth keeping.
+            if name.startswith("attempt-") and name not in (keep, SHARED):
                 fs.rm(path, recursive=True)
 
     @contextmanager
@@ -189,11 +221,16 @@ def _renew(path: str, me: dict[str, Any], stop: threading.Event) -> None:
         storage.write_bytes(path, _lease_bytes(me))
 
 
-def _intact(path: str, expected: Mapping[str, Any]) -> bool:
-    fs, inside = storage.filesystem(path)
+def _intact(folder: str, files: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether all files of a manifest are there, with their sizes and contents."""
+    sizes = storage.sizes(folder)
+    if any(sizes.get(name) != file["size"] for name, file in files.items()):
+        return False
     try:
-        return (
-            bool(fs.size(inside) == expected["size"]) and storage.sha256(path) == expected["sha256"]
+        return all(
+            storage.sha256(storage.join(folder, name)) == file["sha256"]
+            for name, file in files.items()
+            if file.get("content") != CHECKED_BY_READER
         )
-    except (FileNotFoundError, OSError):
+    except OSError:
         return False

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,57 @@ def remove(path: str) -> None:
         fs.rm(inside, recursive=True)
 
 
+def size(path: str) -> int | None:
+    """A file's size in bytes; None where there is no such file."""
+    fs, inside = filesystem(path)
+    try:
+        return int(fs.size(inside))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def sizes(folder: str) -> dict[str, int]:
+    """The files under a folder, by relative name, with their bytes; none if it isn't there.
+
+    Listed anew: what other machines wrote a moment ago is among them.
+    """
+    fs, inside = filesystem(folder)
+    fs.invalidate_cache()
+    root = inside.rstrip("/") + "/"
+    found = fs.find(inside, detail=True)
+    return {
+        str(path).split(root, 1)[1]: int(info["size"])
+        for path, info in sorted(found.items())
+        if root in str(path)
+    }
+
+
+def read_all(folder: str, names: Sequence[str]) -> dict[str, bytes]:
+    """The content of many small files of a folder, side by side where the store can;
+    those that aren't there are left out."""
+    fs, inside = filesystem(folder)
+    # Not `cat`, which takes a folder with brackets in its name for a pattern.
+    found = fs.cat_ranges([join(inside, name) for name in names], None, None, on_error="return")
+    return {name: data for name, data in zip(names, found, strict=True) if isinstance(data, bytes)}
+
+
+def disk_free(path: str) -> int | None:
+    """Bytes free on the disk where a path is or would be; None for a store that has no disk."""
+    if is_remote(path):
+        return None
+    place = Path(absolute(path))
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def scratch(name: str) -> Path:
+    """This user's place for copies under the temporary directory; its parent is made."""
+    target = Path(tempfile.gettempdir()) / f"muscle-{os.getuid()}" / name
+    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return target
+
+
 def upload(folder: Path, target: str) -> dict[str, dict[str, Any]]:
     """Copy a local folder's files under `target`; returns {relative name: {sha256, size}}.
 
@@ -172,9 +224,8 @@ def fetch(path: str) -> str:
         return absolute(path)
     fs, inside = filesystem(path)
     digest = hashlib.sha256(path.encode()).hexdigest()[:16]
-    target = Path(tempfile.gettempdir()) / f"muscle-{os.getuid()}" / digest
+    target = scratch(digest)
     if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         partial = target.with_name(f"{digest}.{uuid.uuid4().hex}.part")
         fs.get(inside, str(partial), recursive=True)
         try:
@@ -193,9 +244,14 @@ def sha256(path: str) -> str:
     return digest.hexdigest()
 
 
+def is_full(error: OSError) -> bool:
+    """Whether a write failed because its disk, or the user's share of it, is full."""
+    return error.errno in _FULL
+
+
 def storage_error(path: str, error: OSError) -> UserError:
     """A one-line error for a failed write, naming a full disk as such."""
-    if error.errno in _FULL:
+    if is_full(error):
         return UserError(f"no space left while writing {path}: free some and run again, it resumes")
     reason = " ".join(str(error.strerror or error).split())[:200]
     return UserError(f"{path} can't be written: {reason}")

@@ -9,19 +9,16 @@ them.)
 """
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext
 
 from muscle.config import ResourcesConfig
 from muscle.evaluation.job import EvaluateJob
-from muscle.evaluation.units import Answerer, Unit, WorkerBrokenError, answer_unit, outstanding
-from muscle.launch import cluster
+from muscle.evaluation.units import Answerer, WorkerBrokenError, answer_unit, outstanding
+from muscle.launch.pools import work_off
 from muscle.launch.progress import watching
-from muscle.launch.streams import MAX_RESTARTS, explain, restarts_bounded, set_context
 from muscle.training.job import OnProgress, Progress
 
 STAGE = "evaluate"
@@ -82,76 +79,15 @@ def evaluate(
             from muscle.launch.vllm import Tell, write_generated
 
             units = write_generated(job, units, resources, Tell(board, STAGE, total))
-        for bases in _rounds([b for b, missing in units.items() if missing], resources):
-            for _ in _stream({b: units[b] for b in bases}, job, resources, board, total, scorer):
-                pass
-        return tuple(ray.get(board.notes.remote()))
-
-
-def _rounds(bases: list[int], resources: ResourcesConfig) -> list[list[int]]:
-    """The bases whose pools work at once: all, or one by one where GPUs don't suffice.
-
-    Pools of one stream wait for each other, so half of them would wait for ever.
-    """
-    if not bases:
-        return []
-    available = ray.cluster_resources().get("GPU", 0.0)
-    each = cluster.scoring_gpus(resources.gpus_per_actor, available, len(bases))
-    wanted = each * resources.min_actors * len(bases)
-    if cluster.is_local() and wanted > available:
-        return [[base] for base in bases]
-    return [bases]
-
-
-def _stream(
-    units: dict[int, dict[Unit, int]],
-    job: EvaluateJob,
-    resources: ResourcesConfig,
-    board: Any,
-    total: int,
-    scorer: type[Scorer],
-) -> Iterator[pa.Table]:
-    """One stream with a branch for each base; yields the names of answered units."""
-    set_context(DataContext.get_current())
-    gpus = cluster.scoring_gpus(
-        resources.gpus_per_actor, ray.cluster_resources().get("GPU", 0.0), len(units)
-    )
-    branches = []
-    for base, missing in units.items():
-        rows = [{"set": s, "group": group} for s, group in missing]
-        # A block a unit: any actor that is free takes the next one.
-        data = ray.data.from_items(rows, override_num_blocks=len(rows))
+        rows = {
+            base: [{"set": s, "group": group} for s, group in missing]
+            for base, missing in units.items()
+        }
         arguments = {
             "job": job,
-            "base": base,
             "cpus": resources.cpus_per_actor,
             "board": board,
             "total": total,
         }
-        branches.append(_through_pool(data, scorer, arguments, resources, gpus))
-    stream = branches[0] if len(branches) == 1 else branches[0].union(*branches[1:])
-    try:
-        yield from stream.iter_batches(batch_size=None, batch_format="pyarrow")
-    except ray.exceptions.RayError as error:
-        raise explain(error) from error
-
-
-def _through_pool(
-    data: ray.data.Dataset,
-    scorer: type[Scorer],
-    arguments: dict[str, Any],
-    resources: ResourcesConfig,
-    gpus: float,
-) -> ray.data.Dataset:
-    with restarts_bounded():
-        return data.map_batches(
-            scorer,
-            fn_constructor_kwargs=arguments,
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=resources.cpus_per_actor,
-            num_gpus=gpus,
-            compute=ActorPoolStrategy(min_size=resources.min_actors, max_size=resources.max_actors),
-            max_restarts=MAX_RESTARTS,
-            max_task_retries=MAX_RESTARTS,
-        )
+        work_off(rows, scorer, arguments, resources, "evaluation")
+        return tuple(ray.get(board.notes.remote()))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from muscle.config import BackendName, ResourcesConfig
 from muscle.evaluation.job import EvaluateJob
 from muscle.launch import cluster
+from muscle.teachers.job import TeacherJob
 from muscle.training.job import OnProgress, Progress, TrainJob
 
 
@@ -39,6 +40,12 @@ class RayLauncher:
         from muscle.launch.training import train_all
 
         train_all(jobs, self.resources, on_progress)
+
+    def cache(self, job: TeacherJob, on_progress: OnProgress) -> None:
+        """Ray Data: what is missing of the teachers' hidden states, a pool for each base."""
+        from muscle.launch.teachers import cache_all
+
+        cache_all(job, self.resources, on_progress)
 
     def evaluate(self, job: EvaluateJob, on_progress: OnProgress) -> tuple[str, ...]:
         """Ray Data: one stream through a pool for each base; returns the engines' remarks."""

@@ -31,8 +31,8 @@ def restarts_bounded() -> Iterator[None]:
         yield
 
 
-def explain(error: Exception) -> UserError:
-    """The UserError that an actor raised, or the last line of what Ray says."""
+def explain(error: Exception, what: str = "evaluation") -> UserError:
+    """The UserError that an actor raised, or the last line of what Ray says of `what`."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, UserError):
@@ -42,4 +42,4 @@ def explain(error: Exception) -> UserError:
     for line in reversed(lines):
         if "UserError: " in line:
             return UserError(line.split("UserError: ", 1)[1])
-    return UserError(f"evaluation failed: {(lines[-1] if lines else type(error).__name__)[:300]}")
+    return UserError(f"{what} failed: {(lines[-1] if lines else type(error).__name__)[:300]}")

@@ -40,6 +40,7 @@ class TeacherJob:
 
     examples    folder with train.parquet
     tokens      budget of one forward; None: by device
+    shard_sequences  sequences of one shard
     """
 
     bases: tuple[TeacherBase, ...]
@@ -48,3 +49,4 @@ class TeacherJob:
     max_length: int
     loss_on: str
     tokens: int | None
+    shard_sequences: int = SHARD_SEQUENCES

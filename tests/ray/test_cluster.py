@@ -60,7 +60,7 @@ def test_pools_share_too_few_gpus() -> None:
 
 def test_pools_take_turns_where_both_do_not_fit(ray_local: None) -> None:
     from muscle.config import ResourcesConfig
-    from muscle.launch.evaluation import _rounds
+    from muscle.launch.pools import rounds
 
-    assert _rounds([0, 1], ResourcesConfig()) == [[0, 1]]
-    assert _rounds([0, 1], ResourcesConfig(gpus_per_actor=1)) == [[0], [1]]
+    assert rounds([0, 1], ResourcesConfig()) == [[0, 1]]
+    assert rounds([0, 1], ResourcesConfig(gpus_per_actor=1)) == [[0], [1]]

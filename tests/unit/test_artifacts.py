@@ -1,6 +1,7 @@
 """Artifacts: whole or not there, found by key, one driver at a time."""
 
 import errno
+import hashlib
 import json
 import os
 import subprocess
@@ -76,6 +77,89 @@ def test_a_moved_store_is_still_whole(tmp_path: Path) -> None:
     put(Store(str(tmp_path / "here")), "k")
     (tmp_path / "here").rename(tmp_path / "there")
     assert Store(str(tmp_path / "there")).find("step", "k") is not None
+
+
+def put_big(store: Store, key: str, reads: list[str]) -> Path:
+    """An artifact with one file whose checksum is known and one that is read."""
+    attempt = store.shared_attempt("step", key)
+    storage.write_bytes(storage.join(attempt, "big.bin"), b"big")
+    storage.write_bytes(storage.join(attempt, "index.json"), b"{}")
+    digest = hashlib.sha256(b"big").hexdigest()
+    reads.clear()
+    store.commit(
+        "step", key, attempt, {}, {}, known={"big.bin": {"sha256": digest, "size": 3, "more": 1}}
+    )
+    return Path(attempt)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that are read for their checksum."""
+    names: list[str] = []
+    read = storage.sha256
+
+    def noting(path: str) -> str:
+        names.append(path.rsplit("/", 1)[1])
+        return read(path)
+
+    monkeypatch.setattr(storage, "sha256", noting)
+    return names
+
+
+def test_known_checksums_are_not_computed_again(tmp_path: Path, reads: list[str]) -> None:
+    attempt = put_big(Store(str(tmp_path)), "k", reads)
+    assert reads == ["index.json"]
+    files = json.loads((tmp_path / "step" / "k" / "manifest.json").read_text())["files"]
+    digest = hashlib.sha256(b"big").hexdigest()
+    assert files["big.bin"] == {"sha256": digest, "size": 3, "content": "checked by its reader"}
+    assert files["index.json"].keys() == {"sha256", "size"}
+    reads.clear()
+    assert Store(str(tmp_path)).find("step", "k") is not None
+    assert reads == ["index.json"]
+    (attempt / "big.bin").write_bytes(b"BIG")  # its reader's to notice
+    assert Store(str(tmp_path)).find("step", "k") is not None
+    (attempt / "big.bin").write_bytes(b"bigger")
+    assert Store(str(tmp_path)).find("step", "k") is None
+    (attempt / "big.bin").unlink()
+    assert Store(str(tmp_path)).find("step", "k") is None
+    put_big(Store(str(tmp_path)), "k", reads)  # made again in the same folder
+    assert Store(str(tmp_path)).find("step", "k") is not None
+
+
+@pytest.mark.parametrize("there", [None, b"half"])
+def test_a_known_file_must_be_there_whole(there: bytes | None, tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    attempt = store.shared_attempt("step", "k")
+    storage.write_bytes(storage.join(attempt, "a.txt"), b"a")
+    if there is not None:
+        storage.write_bytes(storage.join(attempt, "big.bin"), there)
+    with pytest.raises(UserError, match=r"big.bin isn't what was written .* of 9\): run again"):
+        store.commit("step", "k", attempt, {}, {}, known={"big.bin": {"sha256": "x", "size": 9}})
+    assert Store(str(tmp_path)).find("step", "k") is None
+
+
+def test_the_shared_attempt_outlives_other_attempts(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    shared = store.shared_attempt("step", "k")
+    assert shared == Store(str(tmp_path)).shared_attempt("step", "k")
+    storage.write_bytes(storage.join(shared, "000000.bin"), b"kept")
+    loser = put(store, "k")
+    put(store, "k", "again")
+    assert not loser.exists() and (Path(shared) / "000000.bin").exists()
+
+
+@pytest.mark.parametrize("name", ["plain", "with [brackets] * and space"])
+def test_many_small_files_are_listed_and_read_at_once(name: str, tmp_path: Path) -> None:
+    for root in (str(tmp_path / name), f"memory://{os.getpid()}-{name}"):
+        assert storage.sizes(root) == {}
+        storage.write_bytes(storage.join(root, "a.json"), b"1")
+        storage.write_bytes(storage.join(root, "sub", "b.json"), b"22")
+        assert storage.sizes(root) == {"a.json": 1, "sub/b.json": 2}
+        found = storage.read_all(root, ["a.json", "gone.json", "sub/b.json"])
+        assert found == {"a.json": b"1", "sub/b.json": b"22"}
+        assert storage.read_all(root, []) == {}
+        assert storage.size(storage.join(root, "a.json")) == 1
+        assert storage.size(storage.join(root, "gone.json")) is None
 
 
 def test_a_lease_keeps_the_second_driver_waiting(tmp_path: Path) -> None:

@@ -1,0 +1,93 @@
+"""Units of work through Ray Data: their names stream through one actor pool for each base.
+
+Nothing but names passes through the driver, whose memory doesn't grow with the work; the
+actors read and write files themselves.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from muscle.config import ResourcesConfig
+from muscle.launch import cluster
+from muscle.launch.streams import MAX_RESTARTS, explain, restarts_bounded, set_context
+
+Rows = Sequence[Mapping[str, int]]
+"""Names of units; each actor gets one at a time."""
+
+
+def work_off(
+    units: Mapping[int, Rows],
+    actor: type,
+    arguments: Mapping[str, Any],
+    resources: ResourcesConfig,
+    what: str,
+    retries: int = MAX_RESTARTS,
+) -> None:
+    """Send all units through pools of actors, one pool for each base; returns when all are done.
+
+    Args:
+        units: base -> its units.
+        actor: called with a table of units; made with `arguments` and `base`.
+        what: what failed, for the message, when it isn't a UserError.
+        retries: how many actors one unit may take with it.
+
+    Raises:
+        UserError: an actor's own, or what Ray says of it in one line.
+    """
+    for bases in rounds([base for base, rows in units.items() if rows], resources):
+        gpus = cluster.scoring_gpus(
+            resources.gpus_per_actor, ray.cluster_resources().get("GPU", 0.0), len(bases)
+        )
+        set_context(DataContext.get_current())
+        branches = [
+            _through_pool(units[base], actor, {**arguments, "base": base}, resources, gpus, retries)
+            for base in bases
+        ]
+        stream = branches[0] if len(branches) == 1 else branches[0].union(*branches[1:])
+        try:
+            for _ in stream.iter_batches(batch_size=None, batch_format="pyarrow"):
+                pass
+        except ray.exceptions.RayError as error:
+            raise explain(error, what) from error
+
+
+def rounds(bases: list[int], resources: ResourcesConfig) -> list[list[int]]:
+    """The bases whose pools work at once: all, or one by one where GPUs don't suffice.
+
+    Pools of one stream wait for each other, so half of them would wait for ever.
+    """
+    if not bases:
+        return []
+    available = ray.cluster_resources().get("GPU", 0.0)
+    each = cluster.scoring_gpus(resources.gpus_per_actor, available, len(bases))
+    wanted = each * resources.min_actors * len(bases)
+    if cluster.is_local() and wanted > available:
+        return [[base] for base in bases]
+    return [bases]
+
+
+def _through_pool(
+    rows: Rows,
+    actor: type,
+    arguments: dict[str, Any],
+    resources: ResourcesConfig,
+    gpus: float,
+    retries: int,
+) -> ray.data.Dataset:
+    # A block a unit: any actor that is free takes the next one.
+    data = ray.data.from_items(list(rows), override_num_blocks=len(rows))
+    with restarts_bounded():
+        return data.map_batches(
+            actor,
+            fn_constructor_kwargs=arguments,
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=resources.cpus_per_actor,
+            num_gpus=gpus,
+            compute=ActorPoolStrategy(min_size=resources.min_actors, max_size=resources.max_actors),
+            max_restarts=MAX_RESTARTS,
+            max_task_retries=retries,
+        )

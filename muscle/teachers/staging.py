@@ -1,0 +1,204 @@
+"""Where a reader finds a cache's files: in place, or as checked copies on the local disk.
+
+TMP/muscle-UID/teachers-…/000000.safetensors   a copy, whole as soon as it has its name
+TMP/muscle-UID/teachers-…/users/PID-…          who reads here; the last one removes all
+"""
+
+import fcntl
+import hashlib
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+
+from muscle import storage
+from muscle.errors import UserError
+from muscle.teachers.shards import note_of
+
+ATTEMPTS = 3
+"""How often a copy that fails or arrives altered is made again."""
+
+PREFIX = "teachers-"
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a file must hold."""
+
+    sha256: str
+    size: int
+
+
+class Place(Protocol):
+    """Gives out local files whose content was checked; may be called from several threads."""
+
+    def get(self, name: str) -> Path:
+        """The local path of a file of the cache.
+
+        Raises:
+            UserError: it is damaged, or can't be read or copied.
+        """
+        ...
+
+    def close(self) -> None:
+        """Nothing is read any more."""
+        ...
+
+
+class InPlace:
+    """A cache on a local (or mounted) file system: read where it is."""
+
+    def __init__(self, folder: str, files: Mapping[str, Content]):
+        self.folder, self.files = folder, files
+
+    def get(self, name: str) -> Path:
+        """The file itself; its checksum is computed at every call."""
+        path = Path(self.folder) / name
+        if not _holds(path, self.files[name]):
+            raise damaged(self.folder, name)
+        return path
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+class Staged:
+    """A cache elsewhere: copies on this machine's disk, shared by all processes on it.
+
+    Raises:
+        UserError: the copies don't fit on the disk of the temporary directory.
+    """
+
+    def __init__(self, folder: str, files: Mapping[str, Content]):
+        self.source, self.files = folder, files
+        text = "\n".join([folder, *(f"{n} {c.sha256}" for n, c in sorted(files.items()))])
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.folder = storage.scratch(f"{PREFIX}{digest}")
+        me = psutil.Process()
+        name = f"{me.pid}-{int(me.create_time() * 1000)}-{uuid.uuid4().hex[:8]}"
+        self.marker = self.folder / "users" / name
+        with _locked(self.folder.with_name("teachers.lock")):
+            for other in self.folder.parent.glob(f"{PREFIX}*"):
+                if other != self.folder:
+                    _remove_unused(other)
+            self._check_room()
+            self.marker.parent.mkdir(parents=True, exist_ok=True)
+            self.marker.touch()
+
+    def _check_room(self) -> None:
+        here = {p.name for p in self.folder.glob("*.safetensors")}
+        needed = sum(c.size for name, c in self.files.items() if name not in here)
+        free = storage.disk_free(str(self.folder))
+        if free is not None and needed > free:
+            raise UserError(
+                f"teacher cache {self.source} needs {_gb(needed)} of local disk and "
+                f"{self.folder.parent} has {_gb(free)} free: point TMPDIR to a larger disk, "
+                "or --set resources.teachers=online"
+            )
+
+    def get(self, name: str) -> Path:
+        """The local copy; made, by one process of this machine, when it isn't there."""
+        target = self.folder / name
+        if target.exists():
+            return target
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(self.folder / f"{name}.lock"):
+            if target.exists():
+                return target
+            partial = target.with_name(f"{name}.part")
+            try:
+                self._copy(name, partial)
+                partial.replace(target)
+            except OSError as error:
+                raise storage.storage_error(str(target), error) from None
+            finally:
+                partial.unlink(missing_ok=True)
+        return target
+
+    def _copy(self, name: str, partial: Path) -> None:
+        source = storage.join(self.source, name)
+        for attempt in range(ATTEMPTS):
+            try:
+                storage.download(source, partial)
+            except FileNotFoundError:
+                break
+            except OSError as error:
+                if storage.is_full(error):
+                    raise
+                if attempt == ATTEMPTS - 1:
+                    reason = " ".join(str(error).split())[:200]
+                    raise UserError(f"{source} can't be read: {reason}") from None
+                time.sleep(0.1 * 4**attempt)
+                continue
+            if _holds(partial, self.files[name]):
+                return
+        raise damaged(self.source, name)
+
+    def close(self) -> None:
+        """Leave; the last process to leave removes the copies."""
+        with _locked(self.folder.with_name("teachers.lock")):
+            self.marker.unlink(missing_ok=True)
+            _remove_unused(self.folder)
+
+
+def damaged(folder: str, name: str) -> UserError:
+    """Remove a damaged file with its note, so that the next run makes just it again."""
+    path = storage.join(folder, name)
+    try:
+        storage.remove(note_of(path))
+        storage.remove(path)
+    except OSError:
+        return UserError(
+            f"{path} of the teacher cache is damaged and can't be removed: delete it and "
+            f"{note_of(name)}, and run again"
+        )
+    return UserError(
+        f"{path} of the teacher cache is damaged or gone: it is removed; run again and it is "
+        "computed again"
+    )
+
+
+def _holds(path: Path, content: Content) -> bool:
+    try:
+        if path.stat().st_size != content.size:
+            return False
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == content.sha256
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        reason = " ".join(str(error.strerror or error).split())[:200]
+        raise UserError(f"{path} can't be read: {reason}") from None
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove a folder of copies that no living process reads; its lock is held."""
+    if not any(_alive(marker) for marker in folder.glob("users/*")):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(marker: Path) -> bool:
+    """Whether the process that left a marker still runs: a process id alone comes again."""
+    pid, began, _ = marker.name.split("-")
+    try:
+        return abs(psutil.Process(int(pid)).create_time() * 1000 - int(began)) < 1000
+    except psutil.Error:
+        return False
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock among all processes of this machine; it goes with its process."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.3g} GB"
