@@ -8,7 +8,8 @@ workers and is a pickle.
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from muscle.config import TrainingConfig
 from muscle.losses.distillation import LossSums
 from muscle.models.sequences import Batch
+from muscle.models.structure import unwrap
 from muscle.training.engine import BETAS, EPSILON, MOMENTS
 from muscle.training.student import Student
 
@@ -70,6 +72,8 @@ class DeepSpeedEngine:
         self.student = student
         self.stage = config["zero_optimization"]["stage"]
         self.parameters = student.trainable()
+        if self.stage == 3:
+            student.gathered = partial(_gathered, output_head(student))
         optimizer = torch.optim.AdamW(
             self.parameters.values(),
             lr=settings.learning_rate,
@@ -92,10 +96,12 @@ class DeepSpeedEngine:
         if not last:
             self.engine.step()
 
-    def step(self, learning_rate: float) -> None:
+    def step(self, learning_rate: float) -> float | None:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self.engine.step()
+        norm = self.engine.get_global_grad_norm()
+        return None if norm is None else float(norm)
 
     def total(self, values: Tensor) -> Tensor:
         result = values.to(self.device)
@@ -145,6 +151,21 @@ class DeepSpeedEngine:
         parameters = list(self.parameters.values())
         with deepspeed.zero.GatheredParameters(parameters, enabled=self.stage == 3):
             return {n: p.detach().cpu().clone() for n, p in self.parameters.items()}
+
+
+def output_head(student: Student) -> list[torch.nn.Parameter]:
+    """The parameters of the student's output head; a tied one is the input embedding too."""
+    return list(unwrap(student.model).get_output_embeddings().parameters())
+
+
+def _gathered(parameters: list[torch.nn.Parameter]) -> AbstractContextManager[Any]:
+    """Inside, partitioned parameters are whole, to be read without their module's hooks."""
+    import deepspeed
+
+    result: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
+        parameters, modifier_rank=None
+    )
+    return result
 
 
 def join_workers() -> None:

@@ -6,6 +6,7 @@ by parameter and whole (not partitioned), so a run goes on with another number o
 workers, another ZeRO stage or the other engine.
 """
 
+import math
 from typing import Protocol
 
 import torch
@@ -36,8 +37,11 @@ class Engine(Protocol):
         """Add a micro-batch's gradient; `loss` is already divided by the update's tokens."""
         ...
 
-    def step(self, learning_rate: float) -> None:
-        """One optimizer update from the gradients added since the last one."""
+    def step(self, learning_rate: float) -> float | None:
+        """One optimizer update from the gradients added since the last one.
+
+        Returns the 2-norm of the whole gradient before clipping; None if it isn't known.
+        """
         ...
 
     def total(self, values: Tensor) -> Tensor:
@@ -86,13 +90,14 @@ class PlainEngine:
     def backward(self, loss: Tensor, last: bool) -> None:
         loss.backward()
 
-    def step(self, learning_rate: float) -> None:
+    def step(self, learning_rate: float) -> float | None:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.clip_norm)
+        limit = math.inf if self.clip_norm is None else self.clip_norm
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        return float(norm)
 
     def total(self, values: Tensor) -> Tensor:
         return values

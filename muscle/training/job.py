@@ -109,6 +109,31 @@ class EpochRecord:
 
 
 @dataclass(frozen=True)
+class UpdateRecord:
+    """One optimizer update, a line of `curve.jsonl`; losses are means over its tokens.
+
+    update, epoch   counted from 1
+    examples        seen since the training began, this update's included
+    tokens          of this update, in the loss
+    cross_entropy   None where the loss doesn't compute it
+    old_share, kl_old, kl_new  None for plain next-token loss
+    gradient_norm   2-norm of the whole gradient before clipping
+    """
+
+    update: int
+    epoch: int
+    examples: int
+    tokens: int
+    loss: float
+    cross_entropy: float | None
+    old_share: float | None
+    kl_old: float | None
+    kl_new: float | None
+    learning_rate: float
+    gradient_norm: float | None
+
+
+@dataclass(frozen=True)
 class Progress:
     """How far a stage is: `done` of `total` `unit`s, and a short remark."""
 

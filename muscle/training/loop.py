@@ -6,27 +6,29 @@ but the order of additions.
 """
 
 import math
-import tempfile
-from collections.abc import Callable
-from dataclasses import asdict, fields
-from pathlib import Path
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import fields
 from typing import Any
 
 import torch
 
 from muscle import storage
-from muscle.config import TrainingConfig
 from muscle.errors import UserError
 from muscle.losses.distillation import LossSums
-from muscle.models.adapters import write_adapter
-from muscle.models.sequences import Batch, Sequences, collate, micro_batches, tokenise
+from muscle.models.sequences import Batch, Sequences, micro_batches, tokenise
 from muscle.tables import read_examples
+from muscle.training.batches import Attach, Batches, MicroBatch, share
 from muscle.training.checkpoint import TrainState, load_state, save_state
+from muscle.training.dropout import drawn
 from muscle.training.engine import Engine
-from muscle.training.job import EpochRecord, OnProgress, Progress, TrainJob
+from muscle.training.export import write_trained
+from muscle.training.job import EpochRecord, OnProgress, Progress, TrainJob, UpdateRecord
 from muscle.training.order import permutation, updates
 from muscle.training.schedule import learning_rate
 from muscle.training.student import Student
+from muscle.training.tracking import Tracking, open_tracking
 
 SUMS = [f.name for f in fields(LossSums)]
 
@@ -41,175 +43,260 @@ def train(
     make_engine: Callable[[Student], Engine],
     on_progress: OnProgress,
     after_epoch: Callable[[EpochRecord], None] = lambda record: None,
+    *,
+    attach: Attach | None = None,
+    ahead: Callable[[Sequence[int]], None] = lambda indices: None,
+    at_start: Callable[[Batch], None] | None = None,
+    save_now: Callable[[], bool] = lambda: False,
 ) -> list[EpochRecord]:
     """Train a job's adapter to the end and write it to `job.output`; returns the curve.
 
-    Goes on from `job.checkpoints` where a state is there. `after_epoch` is called on
-    every worker after an epoch's state is written.
+    Goes on from `job.checkpoints` where a state is there.
+
+    after_epoch: called on every worker after an epoch's state is written.
+    attach: rows -> cached teacher signals for a training batch's `teachers`; called in a
+        background thread. Validation has none.
+    ahead: told, before an epoch, the rows of it that are still to come, in order.
+    at_start: called on every worker with its first training micro-batch before the first
+        update of a training that isn't resumed; the student is in eval mode, no gradients.
+    save_now: asked on every worker at every update; True on any of them saves the state.
 
     Raises:
-        UserError: a loss that isn't finite, no examples, storage that can't be written.
+        UserError: a loss that isn't finite, no examples, storage that can't be written,
+            a tracker that isn't installed.
     """
     data = _read(job, "train", tokenizer)
     validation = _read(job, "validation", tokenizer)
-    state = load_state(job.checkpoints)
-    if state.epoch:
+    state, damage = load_state(job.checkpoints)
+    if state.updates:
         # Before the engine: DeepSpeed copies its master weights from these, never back.
         with torch.no_grad():
             for name, parameter in student.trainable().items():
                 parameter.copy_(state.optimizer[f"param/{name}"])
     engine = make_engine(student)
-    if state.epoch:
+    if state.updates:
         engine.load_state(state.optimizer, state.updates)
+        state.optimizer = {}
+    _check_agreement(engine, state)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    trainer = _Trainer(job, engine, student, data, validation, pad, on_progress)
-    while state.epoch < job.training.epochs:
-        record = trainer.epoch(state)
-        state.curve.append(record)
-        state.epoch += 1
-        weights = engine.weights()  # on all workers: gathering is collective
-        if state.best_epoch == state.epoch:
-            state.best = weights
-        state.optimizer = engine.state()
-        if engine.rank == 0:
-            save_state(job.checkpoints, state)
-        after_epoch(record)
-    if engine.rank == 0:
-        _write_adapter(job, student, state, data.truncated)
+    with Batches({"train": data, "validation": validation}, pad, engine.device, attach) as batches:
+        trainer = _Trainer(job, engine, student, batches, state, on_progress, save_now)
+        if damage is not None:
+            trainer.remark(damage)
+        with trainer:
+            if at_start is not None and not state.updates:
+                trainer.at_start(at_start)
+            while state.epoch < job.training.epochs:
+                ahead(trainer.order()[state.position :])
+                after_epoch(trainer.epoch())
+            if engine.rank == 0:
+                write_trained(job, student, state, data.truncated)
     return state.curve
 
 
 class _Trainer:
-    """One epoch at a time: updates, then the validation loss."""
+    """One epoch at a time: updates, then the validation loss; checkpoints on the way."""
 
     def __init__(
         self,
         job: TrainJob,
         engine: Engine,
         student: Student,
-        data: Sequences,
-        validation: Sequences,
-        pad: int,
+        batches: Batches,
+        state: TrainState,
         on_progress: OnProgress,
+        save_now: Callable[[], bool],
     ):
         self.job, self.engine, self.student = job, engine, student
-        self.data, self.validation, self.pad = data, validation, pad
+        self.batches, self.state, self.save_now = batches, state, save_now
+        self.data, self.validation = batches.splits["train"], batches.splits["validation"]
         self.on_progress = on_progress
+        self.remarks: list[str] = []
         self.tokens = job.training_tokens or TOKENS[torch.device(engine.device).type]
+        self.updates = updates(len(self.data), job.training.update_size)
+        # Without trackers on other workers: these have nothing to write.
+        self.tracking = Tracking(self.remark)
+        if engine.rank == 0:
+            self.tracking = open_tracking(job, state.records, self.remark)
+        self.saved_at = self.ended_at = time.monotonic()
 
-    def epoch(self, state: TrainState) -> EpochRecord:
-        """Train one epoch; advances `state.updates`."""
-        settings = self.job.training
-        order = permutation(len(self.data), self.job.seed, state.epoch)
-        slices = updates(len(self.data), settings.update_size)
-        total_updates = len(slices) * settings.epochs
-        sums = torch.zeros(len(SUMS), dtype=torch.float64)
-        tokens = 0
+    def __enter__(self) -> "_Trainer":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self.tracking.close(done=kind is None)
+
+    def order(self) -> list[int]:
+        """The rows of the present epoch, in order."""
+        order: list[int] = permutation(len(self.data), self.job.seed, self.state.epoch).tolist()
+        return order
+
+    def at_start(self, check: Callable[[Batch], None]) -> None:
+        """Show the first training micro-batch of this worker to `check`."""
+        first = self._share(self.order()[self.updates[0]])[0]
+        self.student.eval()
+        with torch.no_grad():
+            check(self.batches.make("train", first.rows))
+
+    def epoch(self) -> EpochRecord:
+        """Train what is left of the present epoch, validate, and save."""
+        state, order = self.state, self.order()
+        state.sums = state.sums or [0.0] * len(SUMS)
+        parts = [part for part in self.updates if part.start >= state.position]
+        plan = (micro for part in parts for micro in self._share(order[part]))
         self.student.training_mode()
-        for part in slices:
-            count, update_sums = self._update(order[part].tolist(), state, total_updates, settings)
-            sums += update_sums
-            tokens += count
-            state.updates += 1
-            remark = (
-                f"epoch {state.epoch + 1}/{settings.epochs}, loss {sums[0].item() / tokens:.3f}"
-            )
-            done = state.epoch * len(self.data) + part.stop
-            total = settings.epochs * len(self.data)
-            self.on_progress(Progress(self.job.title, done, total, "examples", remark))
+        with closing(self.batches.stream("train", plan)) as stream:
+            for part in parts:
+                save = self._update(stream, order[part])
+                if save:
+                    self._save()
         validation = self._validate()
-        self._check_finite(validation, "validation loss", state)
-        mean = dict(zip(SUMS, (sums / tokens).tolist(), strict=True))
+        self._check_finite(validation, "validation loss")
+        mean = [value / state.tokens for value in state.sums]
+        record = EpochRecord(
+            epoch=state.epoch + 1,
+            cross_entropy=mean[SUMS.index("cross_entropy")],
+            validation_cross_entropy=validation,
+            **self._means(mean),
+        )
+        state.curve.append(record)
+        state.epoch, state.position, state.sums, state.tokens = state.epoch + 1, 0, [], 0
+        weights = self.engine.weights()  # on all workers: gathering is collective
+        if state.best_epoch == state.epoch and self.engine.rank == 0:
+            state.best = weights
+        self.tracking.epoch(record, state.updates)
+        self._save()
+        return record
+
+    def _update(self, stream: Iterator[tuple[MicroBatch, Batch]], rows: list[int]) -> bool:
+        """One optimizer update; returns whether the state is to be saved now."""
+        state, settings = self.state, self.job.training
+        tokens = sum(self.data.targets(row) for row in rows)
+        sums, due = self._gradient(stream, tokens)
+        self._check_finite(sums[SUMS.index("loss")], "loss")
+        rate = learning_rate(state.updates, len(self.updates) * settings.epochs, settings)
+        norm = self.engine.step(rate)
+        if norm is not None:
+            self._check_finite(norm, "gradient norm")
+        state.updates += 1
+        state.position += len(rows)
+        state.tokens += tokens
+        state.sums = [a + b for a, b in zip(state.sums, sums, strict=True)]
+        mean = [value / tokens for value in sums]
+        computes_ce = self.job.loss is None or self.job.loss.ce_weight > 0
+        record = UpdateRecord(
+            update=state.updates,
+            epoch=state.epoch + 1,
+            examples=state.epoch * len(self.data) + state.position,
+            tokens=tokens,
+            cross_entropy=mean[SUMS.index("cross_entropy")] if computes_ce else None,
+            learning_rate=rate,
+            gradient_norm=norm,
+            **self._means(mean),
+        )
+        state.records.append(record)
+        now = time.monotonic()
+        self.tracking.update(record, now - self.ended_at)
+        self.ended_at = now
+        loss = state.sums[SUMS.index("loss")] / state.tokens
+        self._tell(f"epoch {state.epoch + 1}/{settings.epochs}, loss {loss:.3f}")
+        return due
+
+    def _gradient(
+        self, stream: Iterator[tuple[MicroBatch, Batch]], tokens: int
+    ) -> tuple[list[float], bool]:
+        """Backward of an update's micro-batches; the sums over all workers, and if to save.
+
+        The decision to save travels with the sums, so that it costs no exchange of its own
+        and no worker is ever of another opinion.
+        """
+        state, engine = self.state, self.engine
+        sums = torch.zeros(len(SUMS) + 1, dtype=torch.float64, device=engine.device)
+        for micro, batch in stream:
+            position = (self.job.seed, state.updates, micro.number)
+            with drawn(self.student, engine.device, *position):
+                result = engine.forward(batch)
+                engine.backward(result.loss * (micro.weight / tokens), last=micro.last)
+            values = [getattr(result, name).detach().double() for name in SUMS]
+            sums[:-1] += torch.stack(values) * micro.weight
+            if micro.last:
+                break
+        waited = time.monotonic() - self.saved_at
+        mine = engine.rank == 0 and waited >= self.job.checkpoint_seconds
+        sums[-1] = float(self.save_now() or mine)
+        *values, saves = engine.total(sums).tolist()
+        return values, saves > 0
+
+    def _means(self, mean: Sequence[float]) -> dict[str, Any]:
+        """What every record says of a mean over tokens; the teachers' share where they teach."""
         loss = self.job.loss
         distils = loss is not None and loss.ce_weight < 1
-        return EpochRecord(
-            epoch=state.epoch + 1,
-            loss=mean["loss"],
-            cross_entropy=mean["cross_entropy"],
-            old_share=mean["old_tokens"] if distils else None,
-            kl_old=mean["kl_old"] if distils else None,
-            kl_new=mean["kl_new"] if distils else None,
-            validation_cross_entropy=validation,
-        )
+        named = dict(zip(SUMS, mean, strict=True))
+        return {
+            "loss": named["loss"],
+            "old_share": named["old_tokens"] if distils else None,
+            "kl_old": named["kl_old"] if distils else None,
+            "kl_new": named["kl_new"] if distils else None,
+        }
 
-    def _update(
-        self, indices: list[int], state: TrainState, total: int, settings: TrainingConfig
-    ) -> tuple[int, torch.Tensor]:
-        """One optimizer update; returns its tokens and the sums over all workers."""
-        tokens = sum(self.data.targets(i) for i in indices)
-        batches = self._share(micro_batches(self.data, indices, self.tokens))
-        sums = torch.zeros(len(SUMS), dtype=torch.float64)
-        for number, (rows, weight) in enumerate(batches):
-            result = self.engine.forward(self._batch(self.data, rows))
-            loss = result.loss * (weight / tokens)
-            self.engine.backward(loss, last=number == len(batches) - 1)
-            values = [getattr(result, name).detach().double().cpu() for name in SUMS]
-            sums += torch.stack(values) * weight
-        sums = self.engine.total(sums)
-        self._check_finite(sums[0].item(), "loss", state)
-        self.engine.step(learning_rate(state.updates, total, settings))
-        return tokens, sums
+    def _save(self) -> None:
+        self.state.optimizer = self.engine.state()  # on all workers
+        if self.engine.rank == 0:
+            save_state(self.job.checkpoints, self.state)
+            self.tracking.saved()
+        self.state.optimizer = {}
+        self.saved_at = time.monotonic()
 
-    def _check_finite(self, value: float, what: str, state: TrainState) -> None:
+    def remark(self, text: str) -> None:
+        """Say something once that stays to be read beside the progress."""
+        self.remarks.append(text)
+        self._tell("")
+
+    def _tell(self, text: str) -> None:
+        state, epochs = self.state, self.job.training.epochs
+        done, total = state.epoch * len(self.data) + state.position, epochs * len(self.data)
+        remark = "; ".join([*([text] if text else []), *self.remarks])
+        self.on_progress(Progress(self.job.title, done, total, "examples", remark))
+
+    def _check_finite(self, value: float, what: str) -> None:
         if math.isfinite(value):
             return
         setting = "compatibility" if self.job.role == "compat" else "training"
         raise UserError(
-            f"training {self.job.role}: the {what} is {value} in epoch {state.epoch + 1}, "
-            f"update {state.updates + 1}: lower {setting}.learning_rate or set training.clip_norm"
+            f"training {self.job.role}: the {what} is {value} in epoch {self.state.epoch + 1}, "
+            f"update {self.state.updates + 1}: lower {setting}.learning_rate or set "
+            "training.clip_norm"
         )
 
-    def _share(self, batches: list[list[int]]) -> list[tuple[list[int], float]]:
-        """This worker's micro-batches with weights; all workers get equally many.
-
-        Engines synchronise at every backward, so a worker short of a batch repeats the
-        update's first one with weight 0.
-        """
-        engine = self.engine
-        mine = [(rows, 1.0) for rows in batches[engine.rank :: engine.world]]
-        most = math.ceil(len(batches) / engine.world)
-        return mine + [(batches[-1], 0.0)] * (most - len(mine))
+    def _share(self, rows: list[int]) -> list[MicroBatch]:
+        batches = micro_batches(self.data, rows, self.tokens)
+        return share(batches, self.engine.rank, self.engine.world)
 
     def _validate(self) -> float:
         """Mean next-token loss of the validation split, over all workers."""
         self.student.eval()
         everything = range(len(self.validation))
         batches = micro_batches(self.validation, everything, self.tokens)
+        plan = share(batches, self.engine.rank, self.engine.world)
         total = torch.zeros(1, dtype=torch.float64)
-        with torch.no_grad():
-            for rows, weight in self._share(batches):
-                sums = self.engine.forward(self._batch(self.validation, rows), plain=True)
-                total += sums.loss.double().cpu() * weight
-        tokens = sum(self.validation.targets(i) for i in everything)
+        with torch.no_grad(), closing(self.batches.stream("validation", plan)) as stream:
+            for micro, batch in stream:
+                sums = self.engine.forward(batch, plain=True)
+                total += sums.loss.double().cpu() * micro.weight
+        tokens = sum(self.validation.targets(row) for row in everything)
         return float(self.engine.total(total).item() / tokens)
 
-    def _batch(self, data: Sequences, rows: list[int]) -> Batch:
-        return collate(data, rows, self.pad).to(self.engine.device)
+
+def _check_agreement(engine: Engine, state: TrainState) -> None:
+    """All workers must go on from one state, else they would wait for each other for ever."""
+    values = torch.tensor([float(state.updates), float(state.epoch)], dtype=torch.float64)
+    if engine.total(values).tolist() != (values * engine.world).tolist():
+        raise RuntimeError("the workers read different checkpoints")
 
 
 def _read(job: TrainJob, split: str, tokenizer: Any) -> Sequences:
     examples = read_examples(storage.join(job.examples, f"{split}.parquet"))
     return tokenise(examples, tokenizer, job.training.max_length, job.training.loss_on)
-
-
-def _write_adapter(job: TrainJob, student: Student, state: TrainState, truncated: int) -> None:
-    """Write the best epoch's adapter as PEFT files, with its curve, to `job.output`."""
-    model = student.model
-    # Named as in the student module; PEFT's own names drop the wrapper and the adapter.
-    tensors = {
-        name.removeprefix("model.").replace(f".{job.role}.", "."): tensor
-        for name, tensor in state.best.items()
-    }
-    with tempfile.TemporaryDirectory() as temporary:
-        write_adapter(tensors, model.peft_config[job.role], temporary, job.base_fingerprint)
-        notes = {
-            "best_epoch": state.best_epoch,
-            "updates": state.updates,
-            "truncated_examples": truncated,
-            "curve": [asdict(record) for record in state.curve],
-        }
-        storage.write_json(str(Path(temporary) / "training.json"), notes)
-        storage.upload(Path(temporary), job.output)
 
 
 def train_alone(job: TrainJob, on_progress: OnProgress, device: str | None = None) -> None:

@@ -6,6 +6,7 @@ is that teacher, and a third full model is never loaded. The old teacher is a mo
 its own, outside the student's module, so that no engine wraps or casts it.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +55,8 @@ class Student(nn.Module):
         self.loss = loss
         # In a tuple: a module attribute would become part of the engine's module.
         self._teachers = (teachers,)
+        # Entered while the head's weight is read; an engine that partitions it gathers it then.
+        self.gathered: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def forward(self, batch: Batch, plain: bool = False) -> LossSums:
         """Loss sums over the batch's N tokens; `plain` is next-token loss whatever is trained."""

@@ -158,7 +158,7 @@ def test_stopped_and_resumed_equals_undisturbed(
 
     with pytest.raises(Killed):
         train_alone(make(tmp_path / "b"), kill, "cpu")
-    assert load_state(str(tmp_path / "b" / "checkpoints")).epoch == 1
+    assert load_state(str(tmp_path / "b" / "checkpoints"))[0].epoch == 1
     seen: list[str] = []
     train_alone(make(tmp_path / "b"), lambda p: seen.append(p.remark), "cpu")
     assert all("epoch 2/" in remark for remark in seen)  # the first epoch isn't trained again
@@ -169,9 +169,11 @@ def test_stopped_and_resumed_equals_undisturbed(
 
 def test_a_damaged_checkpoint_starts_afresh(make_job: MakeJob, tmp_path: Path) -> None:
     train_alone(make_job(tmp_path), silent, "cpu")
-    state = next((tmp_path / "checkpoints").glob("epoch-*/state.safetensors"))
+    (state,) = (tmp_path / "checkpoints").glob("state-*.safetensors")
     state.write_bytes(state.read_bytes()[:-7])
-    assert load_state(str(tmp_path / "checkpoints")).epoch == 0
+    seen: list[str] = []
+    train_alone(make_job(tmp_path), lambda p: seen.append(p.remark), "cpu")
+    assert "epoch 1/2" in seen[1] and all("the checkpoint was damaged" in s for s in seen)
 
 
 def test_null_test_never_old_does_not_move(
