@@ -15,6 +15,7 @@ from muscle.plan import Base, Plan, Run, Step, training_split
 from muscle.steps import Workshop
 from muscle.teachers.choose import Choice, choose
 from muscle.teachers.job import TeacherAsk, TeacherBase, TeacherJob
+from muscle.teachers.shards import finish
 from muscle.training.job import CachedTeacher, OnProgress, Progress
 from muscle.training.settings import read_deepspeed
 from muscle.types import Version
@@ -88,10 +89,15 @@ class Teaching:
             return
         with workshop.leases(missing):
             missing = workshop.missing(missing)
-            if missing:
-                launcher.cache(self.job(workshop, missing), workshop.on_progress)
+            if not missing:
+                return
+            job = self.job(workshop, missing)
+            launcher.cache(job, workshop.on_progress)
+            asks = {ask.folder: ask for base in job.bases for ask in base.asks}
             for step in missing:
-                self._commit(step)
+                folder = self.store.shared_attempt(step.kind, step.key)
+                known = finish(job, asks[folder])
+                self.store.commit(step.kind, step.key, folder, step.inputs, {}, known)
 
     def job(self, workshop: Workshop, steps: Sequence[Step]) -> TeacherJob:
         """What the launcher is told: for each base its signals."""
@@ -116,7 +122,7 @@ class Teaching:
             dtype=experiment.training.dtype,
             max_length=experiment.training.max_length,
             loss_on=experiment.training.loss_on,
-            tokens=experiment.resources.training_tokens,
+            tokens=experiment.resources.scoring_tokens,
         )
 
     def cached(self, run: Run) -> dict[str, CachedTeacher]:

@@ -8,7 +8,7 @@ its own, outside the student's module, so that no engine wraps or casts it.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,22 +25,36 @@ from muscle.losses.distillation import (
 from muscle.losses.needs import different_tokenizers, needed_teachers
 from muscle.models.adapters import attach_adapter, new_adapter, using_adapter
 from muscle.models.fingerprint import same_tokenizer
+from muscle.models.head import Head, head_of
 from muscle.models.load import load_base, load_tokenizer
 from muscle.models.sequences import Batch
-from muscle.models.structure import check_structure, hidden_states, project
+from muscle.models.structure import check_structure, hidden_states
 from muscle.storage import fetch
 from muscle.training.job import TrainJob
+from muscle.types import Version
 
 TEACHER = "teacher"
 """The name of the frozen new task adapter beside the one in training."""
 
 
+MOST_KL = {torch.float32: 1e-6, torch.float64: 1e-6, torch.bfloat16: 1e-2}
+"""What rounding makes of a KL of 0 per token, and no more."""
+
+START = CompatibilityConfig(mask="never-old", temperature=1.0)
+"""The loss whose value is the student's distance from the new teacher."""
+
+
 @dataclass(frozen=True)
 class Teachers:
-    """Where the teacher signals that a loss names come from."""
+    """Where the teacher signals that a loss names come from.
 
-    names: tuple[str, ...]
-    old: Any | None  # a frozen PeftModel, when "old" is among the names
+    old: a frozen PeftModel, where "old" is among the names and isn't cached. A cached signal
+    comes with the batch; `old_head` is then what is left of the old teacher.
+    """
+
+    names: tuple[Version, ...] = ()
+    old: Any | None = None
+    old_head: Head | None = None
 
 
 class Student(nn.Module):
@@ -53,35 +67,52 @@ class Student(nn.Module):
         self.model = model
         self.adapter = adapter
         self.loss = loss
-        # In a tuple: a module attribute would become part of the engine's module.
-        self._teachers = (teachers,)
+        # In a list: a module attribute would become part of the engine's module.
+        self._teachers = [teachers]
         # Entered while the head's weight is read; an engine that partitions it gathers it then.
         self.gathered: Callable[[], AbstractContextManager[Any]] = nullcontext
 
+    @property
+    def teachers(self) -> Teachers:
+        """The teachers beside the student's own base."""
+        return self._teachers[0]
+
+    def use_old_head(self, head: Head) -> None:
+        """The old teacher is cached: its head is all that is needed of it."""
+        self._teachers = [replace(self.teachers, old_head=head)]
+
     def forward(self, batch: Batch, plain: bool = False) -> LossSums:
         """Loss sums over the batch's N tokens; `plain` is next-token loss whatever is trained."""
-        if plain or self.loss is None:
-            return cross_entropy_sums(self._outputs(batch), batch.gold, batch.sequence)
-        signals = self.signals(batch)  # first, under no_grad: the student's graph comes last
-        return distillation_sums(
-            self._outputs(batch), signals, batch.gold, batch.sequence, self.loss
-        )
+        loss = None if plain else self.loss
+        # Teachers first, under no_grad: the student's graph comes last.
+        signals = {} if loss is None else self.hidden_of_teachers(batch)
+        hidden_ND = scored_hidden(self.model, batch)
+        with self.gathered():
+            head = head_of(self.model)
+            student = TokenOutputs(hidden_ND, head)
+            if loss is None:
+                return cross_entropy_sums(student, batch.gold, batch.sequence)
+            heads = {"old": self._old_head(), "new": head}  # new and student share their base
+            taught = {name: TokenOutputs(h, heads[name] or head) for name, h in signals.items()}
+            return distillation_sums(student, taught, batch.gold, batch.sequence, loss)
 
-    def signals(self, batch: Batch) -> dict[str, TokenOutputs]:
-        """The teachers' outputs at the batch's scored positions, without a gradient."""
-        (teachers,) = self._teachers
-        signals = {}
+    def hidden_of_teachers(self, batch: Batch) -> dict[str, Tensor]:
+        """The teachers' hidden states [N, D] at the batch's scored positions, without a gradient:
+        those that came with the batch, and the others by a forward."""
+        names = self.teachers.names
+        signals: dict[str, Tensor] = {n: batch.teachers[n] for n in names if n in batch.teachers}
         with torch.no_grad():
-            if "old" in teachers.names:
-                assert teachers.old is not None
-                signals["old"] = _outputs(teachers.old, batch)
-            if "new" in teachers.names:
+            if "old" in names and "old" not in signals:
+                assert self.teachers.old is not None, "the old teacher is neither here nor cached"
+                signals["old"] = scored_hidden(self.teachers.old, batch)
+            if "new" in names and "new" not in signals:
                 with using_adapter(self.model, TEACHER):
-                    signals["new"] = _outputs(self.model, batch)
+                    signals["new"] = scored_hidden(self.model, batch)
         return signals
 
-    def _outputs(self, batch: Batch) -> TokenOutputs:
-        return _outputs(self.model, batch)
+    def _old_head(self) -> Head | None:
+        teachers = self.teachers
+        return head_of(teachers.old) if teachers.old is not None else teachers.old_head
 
     def training_mode(self) -> None:
         """Dropout for the trained adapter only: the frozen base and the teacher stay exact."""
@@ -102,10 +133,35 @@ class Student(nn.Module):
         return {n: p for n, p in self.named_parameters() if p.requires_grad}
 
 
-def _outputs(model: Any, batch: Batch) -> TokenOutputs:
+def scored_hidden(model: Any, batch: Batch) -> Tensor:
+    """Final hidden states [N, D] at the positions whose next token is in the loss."""
     hidden_BLD = hidden_states(model, batch.input_ids, batch.attention_mask)
     hidden_ND: Tensor = hidden_BLD[:, :-1][batch.scored]
-    return TokenOutputs(hidden_ND, lambda rows: project(model, rows))
+    return hidden_ND
+
+
+def check_start(student: Student, forward: Callable[[Batch], LossSums], batch: Batch) -> None:
+    """Require that an untrained student is the new teacher: mean KL about 0 at T = 1.
+
+    forward: the engine's. Call it in eval mode, without gradients.
+
+    Raises:
+        UserError: it isn't; a cached signal then belongs to another model.
+    """
+    if "new" not in student.teachers.names:
+        return
+    loss, student.loss = student.loss, START
+    try:
+        kl = forward(batch).kl_new.item() / len(batch.gold)
+    finally:
+        student.loss = loss
+    most = MOST_KL[next(student.model.parameters()).dtype]
+    if not kl <= most:  # NaN too
+        raise UserError(
+            f"training compat: at step 0 its KL to the new task model is {kl:.3g} per token, where "
+            f"it must be below {most:g}: it doesn't start at the model that was cached as its "
+            "teacher; delete the teacher caches and run again, or set resources.teachers: online"
+        )
 
 
 def build_student(
@@ -136,11 +192,13 @@ def build_student(
     else:
         start = fetch(job.start)
         model = attach_adapter(model, start, job.role, trainable=True, fp32=fp32)
-        if "new" in names:
+        if "new" in names and "new" not in job.teachers:
             model = attach_adapter(model, start, TEACHER, fp32=fp32)
     if job.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    old = _old_teacher(job.old, tokenizer, job.training.dtype, device) if "old" in names else None
+    old = None
+    if "old" in names and "old" not in job.teachers:
+        old = _old_teacher(job.old, tokenizer, job.training.dtype, device)
     student = Student(model, job.role, Teachers(names, old), job.loss)
     _only_trains(student, job.role)
     return student, tokenizer

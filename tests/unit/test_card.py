@@ -19,16 +19,13 @@ def predictions(seeds: tuple[int, ...]) -> dict[int, dict[Version, list[Predicti
         right = {"old": i < 8, "new": i not in (seed, 9), "compat": i != 9}
         return float(right[version])
 
+    def answer(i: int, score: float) -> Prediction:
+        return Prediction("t", str(i), "q", "yes", "yes" if score else "no", "acc", score)
+
     return {
-        seed: {
-            v: [
-                Prediction("t", str(i), "q", "yes", "yes" if (s := score(v, seed, i)) else "no", "acc", s)
-                for i in range(10)
-            ]
-            for v in VERSIONS
-        }
+        seed: {v: [answer(i, score(v, seed, i)) for i in range(10)] for v in VERSIONS}
         for seed in seeds
-    }  # fmt: skip
+    }
 
 
 def card(seeds: tuple[int, ...] = (0,), seed: int = 0) -> str:
