@@ -24,9 +24,10 @@ from muscle.losses.distillation import (
 from muscle.losses.needs import different_tokenizers, needed_teachers
 from muscle.models.adapters import attach_adapter, new_adapter, using_adapter
 from muscle.models.fingerprint import same_tokenizer
+from muscle.models.head import head_of
 from muscle.models.load import load_base, load_tokenizer
 from muscle.models.sequences import Batch
-from muscle.models.structure import check_structure, hidden_states, project
+from muscle.models.structure import check_structure, hidden_states
 from muscle.storage import fetch
 from muscle.training.job import TrainJob
 
@@ -102,7 +103,7 @@ class Student(nn.Module):
 def _outputs(model: Any, batch: Batch) -> TokenOutputs:
     hidden_BLD = hidden_states(model, batch.input_ids, batch.attention_mask)
     hidden_ND: Tensor = hidden_BLD[:, :-1][batch.scored]
-    return TokenOutputs(hidden_ND, lambda rows: project(model, rows))
+    return TokenOutputs(hidden_ND, head_of(model))
 
 
 def build_student(
