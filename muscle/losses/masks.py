@@ -1,11 +1,12 @@
 """Which teacher teaches which token (PAPER.md, "Training"; §4 and Table 7 of the paper).
 
-A mask is a function from what is known of N tokens to a boolean tensor [N]: true
-where the old model teaches, false where the new one does.
+A mask decides from what is known of N tokens: true where the old model teaches, false where
+the new one does. It names what it reads, so that nothing else is computed.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,45 +15,64 @@ from muscle.config import MaskName
 
 
 @dataclass(frozen=True)
-class TokenFacts:
-    """What a mask may look at, for N predicted tokens.
+class Prediction:
+    """What one model says of N tokens; None is what the mask doesn't read.
 
-    student_logits [N, V] and gold [N] always; old_logits [N, V] only for masks in
-    `NEEDS_OLD`. `sequence` [N] numbers the example that each token belongs to.
+    best [N]: its most likely token; gold_logprob [N]: log p(gold) at T = 1, natural.
     """
 
-    student_logits: Tensor
-    old_logits: Tensor | None
+    best: Tensor | None = None
+    gold_logprob: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TokenFacts:
+    """What a mask may look at: gold [N], the sequence [N] that each token belongs to."""
+
     gold: Tensor
     sequence: Tensor
+    student: Prediction
+    old: Prediction
 
 
-def gold_logprobs(logits: Tensor, gold: Tensor) -> Tensor:
-    """log p(gold) at T = 1 for logits [N, V] and gold [N]; returns [N]."""
-    chosen = logits.gather(-1, gold[:, None]).squeeze(-1)
-    return chosen - logits.logsumexp(-1)
+Reads = Literal["best", "likelihood"] | None
+"""The fact of a model that a mask looks at."""
 
 
-def _old(facts: TokenFacts) -> Tensor:
-    assert facts.old_logits is not None, "this mask needs the old teacher's logits"
-    return facts.old_logits
+@dataclass(frozen=True)
+class Mask:
+    """decide(facts) is a boolean tensor [N].
+
+    student, old: what it reads of each model; a mask that reads of the old teacher needs it on
+    every token. whole: it decides for whole sequences at once.
+    """
+
+    decide: Callable[[TokenFacts], Tensor]
+    student: Reads = None
+    old: Reads = None
+    whole: bool = False
+
+
+def _known(fact: Tensor | None) -> Tensor:
+    assert fact is not None, "a mask reads a fact that it does not name"
+    return fact
 
 
 def _student_wrong(f: TokenFacts) -> Tensor:
-    return f.student_logits.argmax(-1) != f.gold
+    return _known(f.student.best) != f.gold
 
 
 def _old_right(f: TokenFacts) -> Tensor:
-    return _old(f).argmax(-1) == f.gold
+    return _known(f.old.best) == f.gold
 
 
 def _token_likelihood(f: TokenFacts) -> Tensor:
-    return gold_logprobs(f.student_logits, f.gold) < gold_logprobs(_old(f), f.gold)
+    return _known(f.student.gold_logprob) < _known(f.old.gold_logprob)
 
 
 def _sequence_likelihood(f: TokenFacts) -> Tensor:
     # The paper prints a sum of indicators; we compare the summed log-likelihoods.
-    gap = gold_logprobs(f.student_logits, f.gold) - gold_logprobs(_old(f), f.gold)
+    gap = _known(f.student.gold_logprob) - _known(f.old.gold_logprob)
     _, index = f.sequence.unique(return_inverse=True)
     total = gap.new_zeros(int(index.max()) + 1).index_add_(0, index, gap)
     return (total < 0)[index]
@@ -66,14 +86,11 @@ def _never_old(f: TokenFacts) -> Tensor:
     return torch.zeros_like(f.gold, dtype=torch.bool)
 
 
-MASKS: dict[MaskName, Callable[[TokenFacts], Tensor]] = {
-    "student-wrong": _student_wrong,
-    "old-right": _old_right,
-    "token-likelihood": _token_likelihood,
-    "sequence-likelihood": _sequence_likelihood,
-    "always-old": _always_old,
-    "never-old": _never_old,
+MASKS: dict[MaskName, Mask] = {
+    "student-wrong": Mask(_student_wrong, student="best"),
+    "old-right": Mask(_old_right, old="best"),
+    "token-likelihood": Mask(_token_likelihood, student="likelihood", old="likelihood"),
+    "sequence-likelihood": Mask(_sequence_likelihood, "likelihood", "likelihood", whole=True),
+    "always-old": Mask(_always_old),
+    "never-old": Mask(_never_old),
 }
-
-NEEDS_OLD: frozenset[MaskName] = frozenset({"old-right", "token-likelihood", "sequence-likelihood"})
-"""Masks that look at the old teacher on every token."""

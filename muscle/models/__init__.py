@@ -20,6 +20,7 @@ from muscle.models.fingerprint import (
     fingerprint_tokenizer,
     same_tokenizer,
 )
+from muscle.models.head import Head, head_of, load_head, save_head
 from muscle.models.load import (
     chosen_window,
     context_window,
@@ -31,6 +32,7 @@ from muscle.models.resolve import resolve_model
 from muscle.models.structure import check_structure, hidden_states, project
 
 __all__ = [
+    "Head",
     "adapter_parameters",
     "attach_adapter",
     "check_adapter",
@@ -41,15 +43,18 @@ __all__ = [
     "fingerprint_adapter",
     "fingerprint_base",
     "fingerprint_tokenizer",
+    "head_of",
     "hidden_states",
     "load_base",
     "load_config",
+    "load_head",
     "load_tokenizer",
     "new_adapter",
     "project",
     "resolve_model",
     "same_tokenizer",
     "save_adapter",
+    "save_head",
     "using_adapter",
     "write_adapter",
 ]

@@ -1,67 +1,144 @@
-"""A frozen head as a thing of its own: hidden states to logits without the rest of its model."""
+"""A frozen lm_head by itself: logits from hidden states, and the gradient's way back.
+
+Losses and the teacher cache need a model's head without its body: a teacher whose hidden
+states are cached is nothing but its head. Shapes: N positions, D hidden size, V rows of the
+head (the padded vocabulary).
+"""
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from muscle.errors import UserError
+from muscle.models.structure import finish_logits, logit_settings, unwrap
 
-from muscle.models.structure import unwrap
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+FORMAT = "muscle head 1"
 
 
 @dataclass(frozen=True)
 class Head:
-    """weight [V, D], bias [V] or None, and what a model does to its logits afterwards."""
+    """weight [V, D], bias [V], and what some models do to their logits afterwards.
 
-    weight: Tensor
-    bias: Tensor | None
-    scale: float | None
-    divisor: float | None
-    cap: float | None
+    scale multiplies (Cohere), divisor divides (Granite), cap is a soft-cap,
+    cap * tanh(x / cap) (Gemma). Frozen: nothing here records a gradient.
+    """
 
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """Logits as `muscle.models.structure.project` gives them: [N, D] -> [N, V], fp32."""
-        logits = torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
-        if self.scale is not None:
-            logits = logits * self.scale
-        if self.divisor is not None:
-            logits = logits / self.divisor
-        if self.cap is not None:
-            logits = torch.tanh(logits / self.cap) * self.cap
-        return logits.float()
+    weight: "Tensor"
+    bias: "Tensor | None" = None
+    scale: float | None = None
+    divisor: float | None = None
+    cap: float | None = None
+
+    @property
+    def width(self) -> int:
+        """V, the number of logits."""
+        return self.weight.shape[0]
+
+    @property
+    def logits_dtype(self) -> "torch.dtype":
+        """Of the logits: fp32, or fp64 for a head in fp64."""
+        import torch
+
+        return torch.promote_types(self.weight.dtype, torch.float32)
+
+    def logits(self, hidden: "Tensor", out: "Tensor | None" = None) -> "Tensor":
+        """[N, D] -> [N, V] in fp32 (fp64 for fp64), the same bits as the model's own logits.
+
+        The product runs in the head's dtype. `out` is filled and returned if it is given.
+        """
+        import torch
+
+        with torch.no_grad():
+            hidden = hidden.detach().to(self.weight.dtype)
+            into = out if out is not None and out.dtype == self.weight.dtype else None
+            if self.bias is None:
+                raw = torch.mm(hidden, self.weight.t(), out=into)
+            else:
+                raw = torch.addmm(self.bias, hidden, self.weight.t(), out=into)
+            finished = finish_logits(raw, self.scale, self.divisor, self.cap)
+            if out is None:
+                return finished.to(self.logits_dtype)
+            return out if finished is out else out.copy_(finished)
+
+    def hidden_gradient(self, gradient: "Tensor", logits: "Tensor | None" = None) -> "Tensor":
+        """d loss / d hidden [N, D], in the head's dtype, from d loss / d logits [N, W].
+
+        W may be less than V: the gradient is 0 on the rest. `logits` [N, W] are read by a
+        capped head only, and may be None for others.
+        """
+        import torch
+
+        with torch.no_grad():
+            if self.cap is not None:
+                assert logits is not None, "a soft-cap's slope depends on the logits"
+                gradient = gradient * (1 - (logits / self.cap) ** 2)
+            weight = self.weight[: gradient.shape[1]]
+            result = torch.mm(gradient.to(weight.dtype), weight)
+            factor = (1.0 if self.scale is None else self.scale) / (self.divisor or 1.0)
+            return result if factor == 1.0 else result.mul_(factor)
 
 
 def head_of(model: Any) -> Head:
-    """The head of a causal LM, sharing its memory."""
+    """The head of a causal LM, plain or in a PeftModel; its tensors are shared, not copied.
+
+    Raises:
+        UserError: the head is adapted or trains, or isn't one matrix.
+    """
+    from torch import nn
+
     causal = unwrap(model)
-    head = causal.get_output_embeddings()
-    config = getattr(causal.config, "text_config", None) or causal.config
-    names = ("logit_scale", "logits_scaling", "final_logit_softcapping")
-    bias = getattr(head, "bias", None)
-    return Head(
-        head.weight.detach(),
-        None if bias is None else bias.detach(),
-        *(getattr(config, name, None) for name in names),
-    )
+    module = causal.get_output_embeddings()
+    if type(module).__module__.startswith("peft."):
+        raise UserError(
+            "the adapter changes lm_head, which must be frozen here: leave it out of the "
+            "adapter's target_modules and modules_to_save"
+        )
+    if not isinstance(module, nn.Linear):
+        raise UserError(
+            f"unsupported architecture {type(causal).__name__}: its output head is a "
+            f"{type(module).__name__}, not a linear layer"
+        )
+    if any(parameter.requires_grad for parameter in module.parameters()):
+        raise UserError("lm_head is in training, but it must be frozen here: freeze it")
+    bias = None if module.bias is None else module.bias.detach()
+    return Head(module.weight.detach(), bias, **logit_settings(causal.config))
 
 
 def save_head(head: Head, path: str) -> None:
-    """Write a head as one safetensors file."""
+    """Write a head as one local safetensors file, in its own dtype."""
     from safetensors.torch import save_file
 
-    tensors = {"weight": head.weight.cpu().contiguous()}
+    tensors = {"weight": head.weight}
     if head.bias is not None:
-        tensors["bias"] = head.bias.cpu().contiguous()
-    after = {"scale": head.scale, "divisor": head.divisor, "cap": head.cap}
-    save_file(tensors, path, metadata={"after": json.dumps(after, sort_keys=True)})
+        tensors["bias"] = head.bias
+    scalars = {"scale": head.scale, "divisor": head.divisor, "cap": head.cap}
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        path,
+        {"format": FORMAT, "scalars": json.dumps(scalars)},
+    )
 
 
-def load_head(path: str, device: str | torch.device) -> Head:
-    """The inverse of `save_head`."""
-    from safetensors import safe_open
+def load_head(path: str, device: "str | torch.device" = "cpu") -> Head:
+    """The inverse of `save_head`: the same bits in the same dtype.
 
-    with safe_open(path, "pt", device=str(device)) as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
-        after = json.loads(file.metadata()["after"])
-    return Head(tensors["weight"], tensors.get("bias"), **after)
+    Raises:
+        UserError: no such file, or not a whole head.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt", device=str(device)) as file:
+            notes = file.metadata() or {}
+            if notes.get("format") != FORMAT:
+                raise UserError(f"{path} is not a head that muscle has written: write it again")
+            scalars = json.loads(notes["scalars"])
+            found = {name: file.get_tensor(name) for name in file.keys()}
+        return Head(found["weight"], found.get("bias"), **scalars)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"head {path} can't be read ({reason}): write it again") from error

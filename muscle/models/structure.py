@@ -46,24 +46,38 @@ def project(model: Any, hidden: "Tensor") -> "Tensor":
 
     The matrix product runs in the head's dtype and the result is exactly
     `model(...).logits.float()`: bias, Gemma's final soft-cap, Cohere's and Granite's
-    logit scales included.
+    logit scales included. Goes through the model's module, so that an adapted head works;
+    `muscle.models.head.Head` is the frozen head by itself.
     """
-    import torch
-
     causal = unwrap(model)
     head = causal.get_output_embeddings()
     logits = head(hidden.to(head.weight.dtype))
-    config = getattr(causal.config, "text_config", None) or causal.config
-    scale = getattr(config, "logit_scale", None)  # Cohere
+    return finish_logits(logits, **logit_settings(causal.config)).float()
+
+
+def logit_settings(config: Any) -> dict[str, float | None]:
+    """What a model does to its logits after the head, as arguments of `finish_logits`."""
+    config = getattr(config, "text_config", None) or config
+    return {
+        "scale": getattr(config, "logit_scale", None),  # Cohere
+        "divisor": getattr(config, "logits_scaling", None),  # Granite
+        "cap": getattr(config, "final_logit_softcapping", None),  # Gemma 2, 3
+    }
+
+
+def finish_logits(
+    logits: "Tensor", scale: float | None, divisor: float | None, cap: float | None
+) -> "Tensor":
+    """cap * tanh(logits * scale / divisor / cap), each step only where it is given."""
+    import torch
+
     if scale is not None:
         logits = logits * scale
-    divisor = getattr(config, "logits_scaling", None)  # Granite
     if divisor is not None:
         logits = logits / divisor
-    cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2, 3
     if cap is not None:
         logits = torch.tanh(logits / cap) * cap
-    return logits.float()
+    return logits
 
 
 def check_structure(model: Any) -> None:
