@@ -1,9 +1,13 @@
 """Teachers cached on Ray are those cached in this process, whoever dies on the way."""
 
 import dataclasses
+import os
+import sys
 import threading
+import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -161,3 +165,34 @@ def test_a_teacher_that_cannot_be_had_is_one_line(
     with pytest.raises(UserError, match=r"adapter .*has no adapter_config.json") as caught:
         cache_all(dataclasses.replace(here, bases=bases), ResourcesConfig(), silent)
     assert "\n" not in str(caught.value)
+
+
+def test_a_unit_that_kills_every_actor_ends_the_work(tmp_path: Path, ray_local: None) -> None:
+    """Bounded, in one line, and the other units are done."""
+    import ray
+
+    from muscle.launch.pools import work_off
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    units = {0: [{"shard": shard} for shard in range(6)]}
+    with pytest.raises(UserError, match="caching the teachers failed: ") as caught:
+        work_off(
+            units, Mortal, {"folder": str(tmp_path)}, ResourcesConfig(), "caching the teachers", 2
+        )
+    assert "\n" not in str(caught.value)
+    deaths = len(list(tmp_path.glob("3-*")))
+    assert deaths == 3  # the first try and two more
+
+
+class Mortal:
+    """An actor that unit 3 always kills."""
+
+    def __init__(self, folder: str, base: int):
+        self.folder = Path(folder)
+
+    def __call__(self, batch: Any) -> Any:
+        for row in batch.to_pylist():
+            (self.folder / f"{row['shard']}-{uuid.uuid4().hex}").touch()
+            if row["shard"] == 3:
+                os._exit(1)
+        return batch
