@@ -132,12 +132,17 @@ def check_resources(resources: ResourcesConfig) -> None:
         return
     have = ray.cluster_resources()
     cpus, gpus_here = have.get("CPU", 0.0), have.get("GPU", 0.0)
-    workers, actors = resources.workers, resources.min_actors
+    workers, actors = resources.min_workers or resources.workers, resources.min_actors
     each = scoring_gpus(resources.gpus_per_actor, gpus_here, 2)
+    least = "min_workers" if resources.min_workers is not None else "workers"
     wanted = [
-        ("workers x resources.gpus_per_worker", workers * gpus(resources.gpus_per_worker), "GPUs"),
+        (f"{least} x resources.gpus_per_worker", workers * gpus(resources.gpus_per_worker), "GPUs"),
         ("min_actors x resources.gpus_per_actor", actors * each, "GPUs"),
-        ("workers x resources.cpus_per_worker", workers * (resources.cpus_per_worker or 1), "CPUs"),
+        (
+            f"{least} x resources.cpus_per_worker",
+            workers * (resources.cpus_per_worker or 1),
+            "CPUs",
+        ),
         # Both bases' pools work at once.
         ("min_actors x resources.cpus_per_actor", 2 * actors * resources.cpus_per_actor, "CPUs"),
     ]

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from muscle.training.job import OnProgress, Progress
 
@@ -20,6 +21,15 @@ class ProgressBoard:
     def __init__(self) -> None:
         self.latest: dict[str, Progress] = {}
         self.remarks: dict[str, None] = {}
+        self.failures: dict[str, str] = {}
+
+    def fail(self, stage: str, error: str) -> None:
+        """Keep what a user must mend before a stage can go on: the first thing said."""
+        self.failures.setdefault(stage, error)
+
+    def failure(self, stage: str) -> str | None:
+        """What a user must mend, if anything."""
+        return self.failures.get(stage)
 
     def note(self, remark: str) -> None:
         """Keep a remark, once, whoever makes it."""
@@ -60,7 +70,9 @@ class Poster:
 @contextmanager
 def watching(on_progress: OnProgress) -> Iterator[Any]:
     """A board whose changes are passed on to `on_progress` while the block runs."""
-    board = ProgressBoard.remote()  # type: ignore[attr-defined]
+    # On the driver's node: another one may be lost while work goes on.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    board = ProgressBoard.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     stop = threading.Event()
 
     def read() -> None:

@@ -4,7 +4,7 @@ import os
 import queue
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,14 +19,18 @@ from muscle.launch import cluster
 from muscle.launch.progress import Poster, watching
 from muscle.training.job import EpochRecord, OnProgress, Progress, TrainJob
 
-MAX_FAILURES = 3
-"""Lost workers that a training survives; it goes on from its last epoch."""
+RESIZE_SECONDS = 60.0
+"""How often an elastic training asks whether it can have more workers. Growing costs a restart,
+and the work since the last checkpoint."""
 
 
 def train_all(
     jobs: Sequence[TrainJob], resources: ResourcesConfig, on_progress: OnProgress
 ) -> None:
     """Train all jobs, side by side as far as the machine or cluster has room.
+
+    A lost worker or node costs the work since the last checkpoint. With `min_workers` a
+    training goes on with what is left, and grows again when there is more.
 
     Raises:
         UserError: what a worker found wrong, as it said it.
@@ -59,7 +63,8 @@ def train_all(
 
 
 def _side_by_side(jobs: int, resources: ResourcesConfig) -> int:
-    """How many trainings run at once."""
+    """How many trainings run at once, each with all of its workers: an elastic one
+    shrinks where nodes are lost, not to make room."""
     per_worker = cluster.gpus(resources.gpus_per_worker)
     if per_worker:
         available = ray.cluster_resources().get("GPU", 0) / (per_worker * resources.workers)
@@ -82,27 +87,34 @@ def _train(job: TrainJob, resources: ResourcesConfig, width: int, board: Any) ->
             "job": job.to_json(),
             "board": board,
             "cpus": cpus,
-            "run_id": run_id,
         },
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=resources.workers,
+            num_workers=_workers(resources),
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
             use_gpu=gpus > 0,
             resources_per_worker={"CPU": cpus, **({"GPU": gpus} if gpus else {})},
         ),
         run_config=RunConfig(
             name=run_id,
             storage_path=storage.join(job.checkpoints, "ray"),
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            failure_config=FailureConfig(max_failures=resources.max_failures),
         ),
     )
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
-        said = storage.read_json(_error_path(job, run_id))
+        said = ray.get(board.failure.remote(job.title))
         if said is not None:
-            raise UserError(said["error"]) from None
+            raise UserError(said) from None
         raise UserError(f"{job.title} failed: {_reason(error)}") from error
+
+
+def _workers(resources: ResourcesConfig) -> int | tuple[int, int]:
+    """A fixed number, or (least, most)."""
+    if resources.min_workers is None or resources.min_workers == resources.workers:
+        return resources.workers
+    return resources.min_workers, resources.workers
 
 
 def _reason(error: Exception) -> str:
@@ -110,21 +122,37 @@ def _reason(error: Exception) -> str:
     return (lines[-1] if lines else type(error).__name__)[:300]
 
 
-def _error_path(job: TrainJob, run_id: str) -> str:
-    return storage.join(job.checkpoints, f"error-{run_id}.json")
-
-
 def _worker(config: dict[str, Any]) -> None:
     """What every training worker runs; imports late, since only workers need torch."""
-    job = TrainJob.from_json(config["job"])
-    said = storage.read_json(_error_path(job, config["run_id"]))
+    job, board = TrainJob.from_json(config["job"]), config["board"]
+    said = ray.get(board.failure.remote(job.title))
     if said is not None:  # a restart can't mend what a user must
-        raise UserError(said["error"])
+        raise UserError(said)
     try:
-        _train_here(job, config["cpus"], Poster(config["board"]))
+        _train_here(job, config["cpus"], Poster(board))
     except UserError as error:
-        storage.write_json(_error_path(job, config["run_id"]), {"error": str(error)})
+        # Not into a file: what is wrong may be that none can be written.
+        ray.get(board.fail.remote(job.title, str(error)))
         raise
+
+
+def _preemption_notice() -> Callable[[], bool]:
+    """Says once of every notice that a node of ours is about to be taken away.
+
+    `ray.train.get_preemption_info` waits for all workers at every call; what it reads is
+    here already, and the loop lets the workers agree itself.
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    seen: list[Any] = [None]
+
+    def noticed() -> bool:
+        info = get_train_context().preemption_context.preemption_info
+        new = info is not None and info != seen[0]
+        seen[0] = info
+        return new
+
+    return noticed
 
 
 def _train_here(job: TrainJob, cpus: int, poster: Poster) -> None:
@@ -155,4 +183,5 @@ def _train_here(job: TrainJob, cpus: int, poster: Poster) -> None:
         ray.train.report(asdict(record))
 
     silent = context.get_world_rank() != 0
-    train(job, student, tokenizer, engine, (lambda p: None) if silent else poster, after_epoch)
+    tell: OnProgress = (lambda progress: None) if silent else poster
+    train(job, student, tokenizer, engine, tell, after_epoch, save_now=_preemption_notice())

@@ -8,7 +8,7 @@ workers and is a pickle.
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -158,14 +158,30 @@ def output_head(student: Student) -> list[torch.nn.Parameter]:
     return list(unwrap(student.model).get_output_embeddings().parameters())
 
 
-def _gathered(parameters: list[torch.nn.Parameter]) -> AbstractContextManager[Any]:
-    """Inside, partitioned parameters are whole, to be read without their module's hooks."""
-    import deepspeed
+@contextmanager
+def _gathered(parameters: list[torch.nn.Parameter]) -> Iterator[None]:
+    """Inside, partitioned parameters are whole, to be read with or without their module.
 
-    result: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
-        parameters, modifier_rank=None
-    )
-    return result
+    Unlike `deepspeed.zero.GatheredParameters` it lets the module's own hooks, and those of a
+    module that read the parameter from outside, work in it.
+    """
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+    shards: list[Any] = list(parameters)
+    mine = [p for p in shards if p.ds_status is ZeroParamStatus.NOT_AVAILABLE]
+    if mine:
+        mine[0].all_gather(param_list=mine)
+    hold = object()  # hooks release only what nobody has in use
+    for parameter in shards:
+        parameter.ds_active_sub_modules.add(hold)
+    try:
+        yield
+    finally:
+        for parameter in shards:
+            parameter.ds_active_sub_modules.discard(hold)
+        mine = [p for p in mine if not p.ds_active_sub_modules]
+        if mine:
+            mine[0].partition(param_list=mine)
 
 
 def join_workers() -> None:
