@@ -136,6 +136,28 @@ def evaluate(
         evaluate_models(settings, set_ or [], output, dry_run, address, debug)
 
 
+@app.command()
+def plan(
+    experiment: Annotated[Path, typer.Argument(help="The experiment, a YAML file.")],
+    set_: Overrides = None,
+    output: Annotated[
+        str | None, typer.Option(help="Where results would go; default runs/NAME.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a run will need, before anything starts: memory, time, disk, dollars.
+
+    Reads configs, tokenizers and the task, no weights. Exit code 0: every step fits; 3: one
+    doesn't, and the settings that would make it fit are named; 2: wrong usage.
+    """
+    from muscle.planning.command import show
+
+    with stoppable():
+        code = show(experiment, set_ or [], output, json_)
+    raise typer.Exit(code)
+
+
 @contextmanager
 def stoppable() -> Iterator[None]:
     """Ctrl-C is a way to stop, not an error."""

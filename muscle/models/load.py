@@ -15,30 +15,34 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
-def load_config(model: str, revision: str | None = None) -> "PretrainedConfig":
-    """The model's Hugging Face config.
+def load_config(
+    model: str, revision: str | None = None, weights: bool = True
+) -> "PretrainedConfig":
+    """The model's Hugging Face config; `weights` False: of a directory that may have none.
 
     Raises:
         UserError: missing directory or config, unknown model type, unreachable hub.
     """
     from transformers import AutoConfig
 
-    ref = _checked(model)
+    ref = _checked(model, weights)
     try:
         return AutoConfig.from_pretrained(ref, revision=revision, trust_remote_code=False)
     except Exception as error:
         raise UserError(f"model {model!r}: {_explain(error)}") from error
 
 
-def load_tokenizer(model: str, revision: str | None = None) -> "PreTrainedTokenizerBase":
-    """The model's tokenizer, with its own default special tokens.
+def load_tokenizer(
+    model: str, revision: str | None = None, weights: bool = True
+) -> "PreTrainedTokenizerBase":
+    """The model's tokenizer, with its own default special tokens; `weights` as `load_config`.
 
     Raises:
         UserError: missing directory or tokenizer files, unreachable hub.
     """
     from transformers import AutoTokenizer
 
-    ref = _checked(model)
+    ref = _checked(model, weights)
     if os.path.isdir(ref) and not has_tokenizer(Path(ref)):
         raise UserError(
             f"model directory {model!r} has no tokenizer files: copy tokenizer.json and "
@@ -137,11 +141,13 @@ def torch_dtype(dtype: str) -> "torch.dtype":
     return getattr(torch, dtype)
 
 
-def _checked(model: str) -> str:
-    """`model` resolved; a directory must hold a config, safetensors and no adapter."""
+def _checked(model: str, weights: bool = True) -> str:
+    """`model` resolved; a directory must hold a config, safetensors (`weights`), no adapter."""
     ref = resolve_model(model)
     if os.path.isdir(ref):
-        base_files(Path(ref))
+        # Without its config a directory is refused in the same words either way.
+        if weights or not (Path(ref) / "config.json").is_file():
+            base_files(Path(ref))
         # transformers would quietly put such an adapter on the base.
         if (Path(ref) / "adapter_config.json").is_file():
             raise UserError(

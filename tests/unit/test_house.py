@@ -18,7 +18,7 @@ LAYERS = [
     ["experiment", "tables", "artifacts"],
     ["tasks", "metrics", "losses", "models", "teachers", "testbed"],
     ["evaluation", "training"],
-    ["plan", "tuning", "report"],
+    ["plan", "tuning", "report", "planning"],
     ["steps"],
     ["predict", "teaching", "alone"],
     ["pipeline", "evaluate"],
