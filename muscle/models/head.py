@@ -119,7 +119,8 @@ def save_head(head: Head, path: str) -> None:
     save_file(
         {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
         path,
-        {"format": FORMAT, "scalars": json.dumps(scalars)},
+        # One entry: safetensors writes several in any order, and equal heads are equal files.
+        {FORMAT: json.dumps(scalars)},
     )
 
 
@@ -134,9 +135,9 @@ def load_head(path: str, device: "str | torch.device" = "cpu") -> Head:
     try:
         with safe_open(path, "pt", device=str(device)) as file:
             notes = file.metadata() or {}
-            if notes.get("format") != FORMAT:
+            if FORMAT not in notes:
                 raise UserError(f"{path} is not a head that muscle has written: write it again")
-            scalars = json.loads(notes["scalars"])
+            scalars = json.loads(notes[FORMAT])
             found = {name: file.get_tensor(name) for name in file.keys()}
         return Head(found["weight"], found.get("bias"), **scalars)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:

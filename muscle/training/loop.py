@@ -19,7 +19,8 @@ from muscle.errors import UserError
 from muscle.losses.distillation import LossSums
 from muscle.models.sequences import Batch, Sequences, micro_batches, tokenise
 from muscle.tables import read_examples
-from muscle.training.batches import Attach, Batches, MicroBatch, share
+from muscle.training.batches import Batches, MicroBatch, Split, share
+from muscle.training.cached import CachedTeachers
 from muscle.training.checkpoint import TrainState, load_state, save_state
 from muscle.training.dropout import drawn
 from muscle.training.engine import Engine
@@ -27,7 +28,7 @@ from muscle.training.export import write_trained
 from muscle.training.job import EpochRecord, OnProgress, Progress, TrainJob, UpdateRecord
 from muscle.training.order import permutation, updates
 from muscle.training.schedule import learning_rate
-from muscle.training.student import Student
+from muscle.training.student import Student, check_start
 from muscle.training.tracking import Tracking, open_tracking
 
 SUMS = [f.name for f in fields(LossSums)]
@@ -44,9 +45,6 @@ def train(
     on_progress: OnProgress,
     after_epoch: Callable[[EpochRecord], None] = lambda record: None,
     *,
-    attach: Attach | None = None,
-    ahead: Callable[[Sequence[int]], None] = lambda indices: None,
-    at_start: Callable[[Batch], None] | None = None,
     save_now: Callable[[], bool] = lambda: False,
 ) -> list[EpochRecord]:
     """Train a job's adapter to the end and write it to `job.output`; returns the curve.
@@ -54,16 +52,12 @@ def train(
     Goes on from `job.checkpoints` where a state is there.
 
     after_epoch: called on every worker after an epoch's state is written.
-    attach: rows -> cached teacher signals for a training batch's `teachers`; called in a
-        background thread. Validation has none.
-    ahead: told, before an epoch, the rows of it that are still to come, in order.
-    at_start: called on every worker with its first training micro-batch before the first
-        update of a training that isn't resumed; the student is in eval mode, no gradients.
     save_now: asked on every worker at every update; True on any of them saves the state.
 
     Raises:
         UserError: a loss that isn't finite, no examples, storage that can't be written,
-            a tracker that isn't installed.
+            a tracker that isn't installed, a teacher cache that doesn't belong to the job,
+            a compat adapter that doesn't start at the new task model.
     """
     data = _read(job, "train", tokenizer)
     validation = _read(job, "validation", tokenizer)
@@ -79,18 +73,22 @@ def train(
         state.optimizer = {}
     _check_agreement(engine, state)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    with Batches({"train": data, "validation": validation}, pad, engine.device, attach) as batches:
-        trainer = _Trainer(job, engine, student, batches, state, on_progress, save_now)
+    splits: dict[Split, Sequences] = {"train": data, "validation": validation}
+    with (
+        CachedTeachers(job, data) as cached,
+        Batches(splits, pad, engine.device, cached.attach) as batches,
+        _Trainer(job, engine, student, batches, state, on_progress, save_now) as trainer,
+    ):
+        cached.give_heads(student, engine.device)
         if damage is not None:
             trainer.remark(damage)
-        with trainer:
-            if at_start is not None and not state.updates:
-                trainer.at_start(at_start)
-            while state.epoch < job.training.epochs:
-                ahead(trainer.order()[state.position :])
-                after_epoch(trainer.epoch())
-            if engine.rank == 0:
-                write_trained(job, student, state, data.truncated)
+        if not state.updates:
+            trainer.check_start()
+        while state.epoch < job.training.epochs:
+            cached.ahead(trainer.order()[state.position :])
+            after_epoch(trainer.epoch())
+        if engine.rank == 0:
+            write_trained(job, student, state, data.truncated)
     return state.curve
 
 
@@ -131,12 +129,12 @@ class _Trainer:
         order: list[int] = permutation(len(self.data), self.job.seed, self.state.epoch).tolist()
         return order
 
-    def at_start(self, check: Callable[[Batch], None]) -> None:
-        """Show the first training micro-batch of this worker to `check`."""
+    def check_start(self) -> None:
+        """Before the first update: the student is the new teacher (`student.check_start`)."""
         first = self._share(self.order()[self.updates[0]])[0]
         self.student.eval()
         with torch.no_grad():
-            check(self.batches.make("train", first.rows))
+            check_start(self.student, self.engine.forward, self.batches.make("train", first.rows))
 
     def epoch(self) -> EpochRecord:
         """Train what is left of the present epoch, validate, and save."""
