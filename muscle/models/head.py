@@ -20,7 +20,7 @@ class Head:
     divisor: float | None
     cap: float | None
 
-    def __call__(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
         """Logits as `muscle.models.structure.project` gives them: [N, D] -> [N, V], fp32."""
         logits = torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
         if self.scale is not None:

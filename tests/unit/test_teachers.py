@@ -99,7 +99,7 @@ def test_the_head_gives_the_models_own_logits(
     for which in (0, 1):
         model = teacher(made_teachers, which)
         with opened(made_teachers, sequences, which) as cache:
-            logits = load_head(cache.head_path(), "cpu")(cache.read([4]))
+            logits = load_head(cache.head_path(), "cpu").logits(cache.read([4]))
             with torch.no_grad():
                 whole = model(input_ids=torch.from_numpy(sequences.ids[4])[None]).logits[0]
         expected = whole[sequences.first[4] - 1 : -1]
