@@ -10,6 +10,7 @@ import importlib.util
 import os
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -195,7 +196,12 @@ class TensorBoard:
         self.local = tempfile.TemporaryDirectory() if storage.is_remote(logs) else None
         folder = self.local.name if self.local else storage.absolute(logs)
         # What an earlier start wrote past the checkpoint is hidden by `purge_step`.
-        self.writer = SummaryWriter(folder, purge_step=done + 1 if done else None)
+        self.writer = SummaryWriter(
+            folder,
+            purge_step=done + 1 if done else None,
+            # Its names tell starts of one second not apart, and would overwrite the first.
+            filename_suffix=f".{done:08d}-{uuid.uuid4().hex[:6]}",
+        )
 
     def update(self, record: UpdateRecord, seconds: float) -> None:
         for name, value in metrics(record, seconds).items():

@@ -1,0 +1,112 @@
+"""Run by test_ray_elastic: trains on a cluster of two nodes, of which one is killed and comes back.
+
+Arguments: a job as a JSON file, a file for what was seen, and what happens to the node:
+"killed" (nobody is told) or "drained" (a notice with a deadline, as of a spot instance).
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray stays on the loopback
+os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "20"
+os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "0.2"
+
+import psutil
+from ray.cluster_utils import Cluster
+
+from muscle.config import ResourcesConfig
+from muscle.launch import cluster as connection
+from muscle.launch import training
+from muscle.training.job import TrainJob
+
+LOOPBACK = "127.0.0.1"
+HEALTH = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 500,
+    "health_check_failure_threshold": 4,
+}
+
+
+def workers() -> int:
+    """How many training workers are alive."""
+    count = 0
+    for process in psutil.Process().children(recursive=True):
+        try:
+            count += "RayTrainWorker" in " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+    return count
+
+
+class Watcher(threading.Thread):
+    """Takes the second node away in the middle, and gives it back; notes what it saw."""
+
+    def __init__(self, job: TrainJob, nodes: Cluster, second: Any, how: str):
+        super().__init__(daemon=True)
+        self.job, self.nodes, self.second, self.how = job, nodes, second, how
+        self.seen: dict[str, Any] = {}
+
+    def updates(self) -> int:
+        try:
+            text = (Path(self.job.checkpoints) / "latest.json").read_text(encoding="utf-8")
+            return int(json.loads(text)["updates"])
+        except (OSError, ValueError):
+            return 0
+
+    def wait(self, what: str, ready: Any) -> None:
+        deadline = time.monotonic() + 200
+        while not ready():
+            if time.monotonic() > deadline:
+                self.seen["failed"] = what
+                raise SystemExit
+            time.sleep(0.05)
+        self.seen[what] = self.updates()
+
+    def run(self) -> None:
+        self.wait("two workers", lambda: workers() == 2 and self.updates() >= 3)
+        if self.how == "drained":
+            self.drain()
+            lost_at = self.updates()
+            self.wait("saved on notice", lambda: self.updates() > lost_at)
+        self.nodes.remove_node(self.second, allow_graceful=False)
+        lost_at = self.updates()
+        self.wait("one worker", lambda: workers() == 1 and self.updates() >= lost_at + 3)
+        self.nodes.add_node(num_cpus=1, node_ip_address=LOOPBACK)
+        back_at = self.updates()
+        self.wait("two again", lambda: workers() == 2 and self.updates() >= back_at + 3)
+
+    def drain(self) -> None:
+        import ray
+        from ray._raylet import GcsClient
+
+        client = GcsClient(address=ray.get_runtime_context().gcs_address)
+        deadline = int((time.time() + 60) * 1000)
+        client.drain_node(self.second.node_id, 2, "spot instance", deadline)
+
+
+def main(job_file: str, seen_file: str, how: str) -> None:
+    job = TrainJob.from_json(json.loads(Path(job_file).read_text(encoding="utf-8")))
+    training.RESIZE_SECONDS = 2.0
+    head = {"num_cpus": 0, "node_ip_address": LOOPBACK, "include_dashboard": False}
+    nodes = Cluster(
+        initialize_head=True,
+        head_node_args={**head, "_system_config": HEALTH, "object_store_memory": 100 * 2**20},
+    )
+    both = [nodes.add_node(num_cpus=1, node_ip_address=LOOPBACK) for _ in range(2)]
+    connection.connect(nodes.address)
+    watcher = Watcher(job, nodes, both[1], how)
+    watcher.start()
+    resources = ResourcesConfig(workers=2, min_workers=1, cpus_per_worker=1)
+    progress: list[str] = []
+    training.train_all([job], resources, lambda p: progress.append(p.remark))
+    watcher.join(timeout=5)
+    Path(seen_file).write_text(json.dumps(watcher.seen), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
