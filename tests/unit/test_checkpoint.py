@@ -23,8 +23,7 @@ from muscle.training.checkpoint import TrainState, load_state, save_state
 from muscle.training.dropout import drawn
 from muscle.training.export import check_weights
 from muscle.training.job import EpochRecord, Progress, TrainJob
-from muscle.training.loop import train, train_alone
-from muscle.training.student import build_student
+from muscle.training.loop import train_alone
 from muscle.types import TrainingExample
 
 MakeJob = Callable[..., TrainJob]
@@ -376,58 +375,65 @@ def threads() -> Iterator[str]:
     return (t.name for t in threading.enumerate() if t.name.startswith("muscle-batches"))
 
 
-def test_an_error_in_the_thread_is_itself_and_the_thread_ends(
-    dropped: TrainJob, tmp_path: Path
-) -> None:
-    from muscle.training.engine import PlainEngine
+class NoTeachers:
+    """Stands in for the cached teachers, and remembers what it is asked."""
 
-    job = into(dropped, tmp_path)
-    student, tokenizer = build_student(job, "cpu", half_adapter=False)
-    calls: list[Any] = []
+    def __init__(self, fails_at: int | None = None):
+        self.fails_at, self.reads, self.orders = fails_at, 0, list[list[int]]()
 
-    def attach(rows: Any) -> dict[str, torch.Tensor]:
-        calls.append(rows)
-        if len(calls) == 3:
+    def __call__(self, job: TrainJob, data: Any) -> "NoTeachers":
+        return self
+
+    def __enter__(self) -> "NoTeachers":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def give_heads(self, student: Any, device: str) -> None:
+        pass
+
+    def attach(self, rows: Any) -> dict[str, torch.Tensor]:
+        self.reads += 1
+        if self.reads == self.fails_at:
             raise UserError("shard 7 is damaged")
         return {}
 
-    def engine(student: Any) -> PlainEngine:
-        return PlainEngine(student, job.training, "cpu")
+    def ahead(self, rows: list[int]) -> None:
+        self.orders.append(list(rows))
 
+
+def test_an_error_in_the_thread_is_itself_and_the_thread_ends(
+    dropped: TrainJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = into(dropped, tmp_path)
+    monkeypatch.setattr(loop, "CachedTeachers", NoTeachers(fails_at=3))
     with pytest.raises(UserError, match="shard 7 is damaged"):
-        train(job, student, tokenizer, engine, silent, attach=attach)
+        train_alone(job, silent, "cpu")
     with pytest.raises(Killed):
-        train(job, student, tokenizer, engine, kill_at(2))
+        train_alone(job, kill_at(2), "cpu")
     assert not list(threads())
 
 
-def test_hooks_see_the_order_and_the_first_batch(dropped: TrainJob, tmp_path: Path) -> None:
-    from muscle.training.engine import PlainEngine
+def test_caches_are_told_the_order_and_the_start_is_checked_once(
+    dropped: TrainJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from muscle.training.order import permutation
 
-    orders: list[list[int]] = []
+    told = NoTeachers()
     starts: list[tuple[bool, bool, int]] = []
 
-    def run(job: TrainJob, on_progress: Callable[[Progress], None]) -> None:
-        student, tokenizer = build_student(job, "cpu", half_adapter=False)
-        train(
-            job,
-            student,
-            tokenizer,
-            lambda s: PlainEngine(s, job.training, "cpu"),
-            on_progress,
-            ahead=lambda rows: orders.append(list(rows)),
-            at_start=lambda batch: starts.append(
-                (student.model.training, torch.is_grad_enabled(), len(batch.gold))
-            ),
-        )
+    def check_start(student: Any, forward: Any, batch: Any) -> None:
+        starts.append((student.model.training, torch.is_grad_enabled(), len(batch.gold)))
 
+    monkeypatch.setattr(loop, "CachedTeachers", told)
+    monkeypatch.setattr(loop, "check_start", check_start)
     job = into(dropped, tmp_path, checkpoint_seconds=0.0)
     with pytest.raises(Killed):
-        run(job, kill_at(3))
-    run(job, silent)
+        train_alone(job, kill_at(3), "cpu")
+    train_alone(job, silent, "cpu")
     whole = [permutation(20, 0, epoch).tolist() for epoch in (0, 1)]
-    assert orders == [whole[0], whole[0][8:], whole[1]]
+    assert told.orders == [whole[0], whole[0][8:], whole[1]]
     assert len(starts) == 1 and starts[0][:2] == (False, False) and starts[0][2] > 0
     assert_identical(job, dropped)  # the look at the start changes nothing
 
