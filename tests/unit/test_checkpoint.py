@@ -23,7 +23,8 @@ from muscle.training.checkpoint import TrainState, load_state, save_state
 from muscle.training.dropout import drawn
 from muscle.training.export import check_weights
 from muscle.training.job import EpochRecord, Progress, TrainJob
-from muscle.training.loop import train_alone
+from muscle.training.loop import train, train_alone
+from muscle.training.student import build_student
 from muscle.types import TrainingExample
 
 MakeJob = Callable[..., TrainJob]
