@@ -180,3 +180,35 @@ def make_compat(
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def cached() -> Callable[["TrainJob", Path], "TrainJob"]:
+    """`cached(job, folder)`: the same compat job, with its teachers cached in the folder."""
+    from muscle.alone import Alone
+    from muscle.teachers.job import TeacherAsk, TeacherBase, TeacherJob
+    from muscle.teachers.shards import finish
+    from muscle.training.job import CachedTeacher
+
+    def make(job: "TrainJob", folder: Path) -> "TrainJob":
+        assert job.old is not None and job.old.adapter is not None and job.start is not None
+        models = {"old": (job.old, job.old.adapter), "new": (job.base, job.start)}
+        asks = {
+            name: TeacherAsk(name, adapter, str(folder / name), {"teacher": name})
+            for name, (_, adapter) in models.items()
+        }
+        bases = tuple(
+            TeacherBase(base.model_copy(update={"adapter": None}), (asks[name],))
+            for name, (base, _) in models.items()
+        )
+        settings = job.training
+        teachers = TeacherJob(
+            bases, job.examples, settings.dtype, settings.max_length, settings.loss_on, 64
+        )
+        Alone("cpu").cache(teachers, lambda progress: None)
+        for ask in asks.values():
+            finish(teachers, ask)
+        found = {name: CachedTeacher(ask.folder, ask.identity) for name, ask in asks.items()}
+        return dataclasses.replace(job, old=None, teachers=found)
+
+    return make

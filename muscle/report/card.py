@@ -42,6 +42,6 @@ def adapter_card(report: dict[str, Any], task: str, seed: int, examples: Mapping
             old=experiment["old"]["model"],
             name=experiment["name"],
             task=shown,
-            facts=flat(facts),
+            facts=[(key, value) for key, value in flat(facts) if value != "null"],
         )
     )

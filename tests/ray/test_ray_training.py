@@ -91,6 +91,27 @@ def test_every_stage_and_any_number_of_workers_equal_the_plain_loop(
 @pytest.mark.parametrize(
     ("stage", "workers"), [("zero1", 1), ("zero2", 2), ("zero3", 2), ("zero3-offload", 1)]
 )
+def test_cached_teachers_serve_every_stage(
+    stage: str,
+    workers: int,
+    compat: TrainJob,
+    cached: Callable[[TrainJob, Path], TrainJob],
+    tmp_path: Path,
+    ray_local: None,
+) -> None:
+    """Against the plain loop with the same caches; that equals online teachers elsewhere."""
+    from muscle.launch.training import train_all
+
+    plain = into(cached(compat, tmp_path / "teachers"), tmp_path / "plain")
+    train_alone(plain, silent, "cpu")
+    job = dataclasses.replace(into(plain, tmp_path), deepspeed=read_deepspeed(stage))
+    train_all([job], ResourcesConfig(workers=workers, cpus_per_worker=1), silent)
+    assert_same(job, plain)
+
+
+@pytest.mark.parametrize(
+    ("stage", "workers"), [("zero1", 1), ("zero2", 2), ("zero3", 2), ("zero3-offload", 1)]
+)
 def test_a_stopped_training_goes_on_at_any_stage_and_number_of_workers(
     stage: str, workers: int, compat: TrainJob, plain: TrainJob, tmp_path: Path, ray_local: None
 ) -> None:
