@@ -13,6 +13,15 @@ SHAPES: dict[str, dict[str, Any]] = {
     "100m": {"hidden_size": 640, "num_hidden_layers": 12, "intermediate_size": 1728},
     "7b": {"hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 11008},
 }
+# For training.py, which makes them in memory: lm_head is 2.9 % of the first one's parameters.
+TRAINING_SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {**SHAPES["tiny"], "vocab_size": 1000},
+    "100m-small-vocab": {
+        "hidden_size": 768, "num_hidden_layers": 14, "intermediate_size": 2048, "vocab_size": 4000,
+    },
+    "100m-32k": {**SHAPES["100m"], "vocab_size": VOCABULARY},
+    "7b": {**SHAPES["7b"], "vocab_size": VOCABULARY},
+}  # fmt: skip
 HEAD_DIM = {"tiny": 16, "100m": 64, "7b": 128}
 
 

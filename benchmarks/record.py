@@ -18,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 
-PACKAGES = ("torch", "transformers", "lm_eval", "peft", "ray", "tokenizers")
+PACKAGES = ("torch", "transformers", "lm_eval", "peft", "ray", "tokenizers", "trl")
 
 
 def machine() -> dict[str, Any]:
