@@ -81,6 +81,12 @@ def _train(job: TrainJob, resources: ResourcesConfig, width: int, board: Any) ->
     if resources.cpus_per_worker is None and not gpus and cluster.is_local():
         cpus = max(1, cluster.local_cores() // (width * resources.workers))
     run_id = uuid.uuid4().hex[:8]
+    scaling: dict[str, Any] = {
+        "num_workers": _workers(resources),
+        "elastic_resize_monitor_interval_s": RESIZE_SECONDS,
+        "use_gpu": gpus > 0,
+        "resources_per_worker": {"CPU": cpus, **({"GPU": gpus} if gpus else {})},
+    }
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
@@ -89,12 +95,7 @@ def _train(job: TrainJob, resources: ResourcesConfig, width: int, board: Any) ->
             "cpus": cpus,
         },
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=_workers(resources),
-            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
-            use_gpu=gpus > 0,
-            resources_per_worker={"CPU": cpus, **({"GPU": gpus} if gpus else {})},
-        ),
+        scaling_config=ScalingConfig(**scaling),
         run_config=RunConfig(
             name=run_id,
             storage_path=storage.join(job.checkpoints, "ray"),

@@ -6,7 +6,7 @@ it to the device, while the present one computes.
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -82,7 +82,7 @@ class Batches:
 
     def stream(
         self, split: Split, plan: Iterable[MicroBatch]
-    ) -> Iterator[tuple[MicroBatch, Batch]]:
+    ) -> Generator[tuple[MicroBatch, Batch], None, None]:
         """The batches of a plan in order, the next one always under way.
 
         Raises:
@@ -128,8 +128,6 @@ class Batches:
 
 def _each(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
     """A batch with `change` applied to every tensor in it."""
-    parts = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    return Batch(
-        **{n: change(v) if isinstance(v, Tensor) else v for n, v in parts.items()}
-        | {"teachers": {n: change(v) for n, v in batch.teachers.items()}}
-    )
+    parts: dict[str, Any] = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    changed = {n: change(v) for n, v in parts.items() if isinstance(v, Tensor)}
+    return replace(batch, **changed, teachers={n: change(v) for n, v in batch.teachers.items()})

@@ -104,7 +104,7 @@ class DeepSpeedEngine:
         return None if norm is None else float(norm)
 
     def total(self, values: Tensor) -> Tensor:
-        result = values.to(self.device)
+        result = values.to(self.device, copy=True)  # the sum is put in its place
         torch.distributed.all_reduce(result)
         return result.cpu()
 

@@ -6,9 +6,10 @@ Arguments: a job as a JSON file, a file for what was seen, and what happens to t
 
 import json
 import os
+import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +33,26 @@ HEALTH = {
 }
 
 
-def workers() -> int:
-    """How many training workers are alive."""
-    count = 0
+NOTICED_S = 25
+"""Ray looks for new nodes every 20 seconds."""
+
+
+def workers() -> list[psutil.Process]:
+    """The training workers that are alive."""
+    found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            count += "RayTrainWorker" in " ".join(process.cmdline())
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
         except psutil.Error:
             continue
-    return count
+    return found
 
 
-class Watcher(threading.Thread):
+class Watcher:
     """Takes the second node away in the middle, and gives it back; notes what it saw."""
 
     def __init__(self, job: TrainJob, nodes: Cluster, second: Any, how: str):
-        super().__init__(daemon=True)
         self.job, self.nodes, self.second, self.how = job, nodes, second, how
         self.seen: dict[str, Any] = {}
 
@@ -62,31 +67,38 @@ class Watcher(threading.Thread):
         deadline = time.monotonic() + 200
         while not ready():
             if time.monotonic() > deadline:
-                self.seen["failed"] = what
-                raise SystemExit
+                raise TimeoutError(f"never seen: {what}, after {self.seen}")
             time.sleep(0.05)
         self.seen[what] = self.updates()
 
     def run(self) -> None:
-        self.wait("two workers", lambda: workers() == 2 and self.updates() >= 3)
+        self.wait("two workers", lambda: len(workers()) == 2 and self.updates() >= 3)
         if self.how == "drained":
             self.drain()
-            lost_at = self.updates()
-            self.wait("saved on notice", lambda: self.updates() > lost_at)
+            # The clock saves nothing and epochs end at tens: only the notice can do this.
+            self.wait("saved on notice", lambda: self.updates() % 10 != 0)
         self.nodes.remove_node(self.second, allow_graceful=False)
         lost_at = self.updates()
-        self.wait("one worker", lambda: workers() == 1 and self.updates() >= lost_at + 3)
+        self.wait("one worker", lambda: len(workers()) == 1 and self.updates() >= lost_at + 3)
+        # It would be done before Ray notices the new node: it sleeps until then.
+        (alone,) = workers()
+        alone.suspend()
         self.nodes.add_node(num_cpus=1, node_ip_address=LOOPBACK)
+        time.sleep(NOTICED_S)
+        alone.resume()
         back_at = self.updates()
-        self.wait("two again", lambda: workers() == 2 and self.updates() >= back_at + 3)
+        self.wait("two again", lambda: len(workers()) == 2 and self.updates() >= back_at + 3)
 
     def drain(self) -> None:
-        import ray
-        from ray._raylet import GcsClient
-
-        client = GcsClient(address=ray.get_runtime_context().gcs_address)
-        deadline = int((time.time() + 60) * 1000)
-        client.drain_node(self.second.node_id, 2, "spot instance", deadline)
+        """What a cloud's notice of reclaim comes down to, by Ray's own command."""
+        notice = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+        where = ["--address", self.nodes.address, "--node-id", self.second.node_id]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node"]
+        subprocess.run(
+            [*command, *where, *notice, "--deadline-remaining-seconds", "60"],
+            check=True,
+            capture_output=True,
+        )
 
 
 def main(job_file: str, seen_file: str, how: str) -> None:
@@ -100,11 +112,12 @@ def main(job_file: str, seen_file: str, how: str) -> None:
     both = [nodes.add_node(num_cpus=1, node_ip_address=LOOPBACK) for _ in range(2)]
     connection.connect(nodes.address)
     watcher = Watcher(job, nodes, both[1], how)
-    watcher.start()
     resources = ResourcesConfig(workers=2, min_workers=1, cpus_per_worker=1)
-    progress: list[str] = []
-    training.train_all([job], resources, lambda p: progress.append(p.remark))
-    watcher.join(timeout=5)
+    with ThreadPoolExecutor(1) as pool:
+        # Nodes can be started from the main thread only.
+        done = pool.submit(training.train_all, [job], resources, lambda progress: None)
+        watcher.run()
+        done.result()
     Path(seen_file).write_text(json.dumps(watcher.seen), encoding="utf-8")
 
 

@@ -52,8 +52,8 @@ def test_a_lost_node_and_its_return_change_nothing_but_rounding(
         long_job,
         output=str(tmp_path / "out"),
         checkpoints=str(tmp_path / "checkpoints"),
-        # A notice must be enough: nothing else saves before it.
-        checkpoint_seconds=0.0 if how == "killed" else 2.0,
+        # A notice must be enough: nothing else saves within an epoch.
+        checkpoint_seconds=0.0 if how == "killed" else 1e6,
     )
     (tmp_path / "job.json").write_text(json.dumps(job.to_json()))
     script = str(Path(__file__).parent / "lost_node.py")
@@ -67,7 +67,6 @@ def test_a_lost_node_and_its_return_change_nothing_but_rounding(
     )
     assert result.returncode == 0, result.stdout + result.stderr
     seen = json.loads((tmp_path / "seen.json").read_text())
-    assert "two again" in seen, seen
     assert seen["two workers"] < seen["one worker"] < seen["two again"] < 120
     got = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert got.keys() == undisturbed.keys()
