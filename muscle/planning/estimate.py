@@ -13,6 +13,7 @@ from muscle.planning.flops import body_forward, forward_pass, head_forward, trai
 from muscle.planning.hardware import Hardware
 from muscle.planning.memory import (
     MARGIN,
+    READS_OLD,
     Memory,
     forward_memory,
     logit_bytes,
@@ -21,7 +22,7 @@ from muscle.planning.memory import (
 )
 from muscle.teachers.choose import Choice, choose
 from muscle.training.settings import read_deepspeed
-from muscle.types import Version
+from muscle.types import VERSIONS, Version
 
 OPERATION_SECONDS = {"cpu": 12e-6, "cuda": 8e-6}
 """Time to start one tensor operation from Python: what small models cost. Assumed."""
@@ -90,14 +91,14 @@ def reckon(facts: Facts, resources: ResourcesConfig) -> Reckoned:
     experiment = facts.experiment
     seeds = len({run[0] for run in experiment.runs})
     steps = []
-    for version in ("old", "new"):
+    for version in VERSIONS[:2]:
         if facts.given(version).adapter is None:
             steps.append(_training(facts, resources, version, seeds, cache))
     if cache.choice.cached:
         for teacher in needed_teachers(experiment.compatibility):
             steps.append(_caching(facts, resources, teacher))
     steps.append(_training(facts, resources, "compat", len(experiment.runs), cache))
-    for version in ("old", "new", "compat"):
+    for version in VERSIONS:
         steps.append(_evaluation(facts, resources, version))
     return Reckoned(resources, tuple(steps), cache)
 
@@ -189,12 +190,8 @@ def _training(
 
 def _head_share(experiment: Experiment, teacher: str) -> float:
     """Of the positions, how many go through a teacher's head; half each is assumed."""
-    looks_at_old = experiment.compatibility.mask in (
-        "old-right",
-        "token-likelihood",
-        "sequence-likelihood",
-    )
-    return 1.0 if teacher == "old" and looks_at_old else 0.5
+    looks = experiment.compatibility.mask in READS_OLD
+    return 1.0 if teacher == "old" and looks else 0.5
 
 
 def _waiting_note(waiting: float, workers: int) -> str:
@@ -219,7 +216,8 @@ def _training_memory(
     work = facts.training_work(wing, budget, resources.workers)
     peaks = facts.training_peaks(wing, work, resources.gradient_checkpointing)
     itemsize = torch_dtype(model.dtype).itemsize
-    second_adapter = old_teacher = signals = 0.0
+    second_adapter = old_teacher = 0.0
+    signals = 2.0 * work.most_scored * model.hidden * itemsize
     for teacher in teachers:
         other = facts.wing(teacher).trained
         signals += work.most_scored * other.hidden * itemsize
@@ -230,7 +228,8 @@ def _training_memory(
         elif online:
             second_adapter = float(model.adapter * itemsize)
     vocabulary = max([model.vocabulary, *(facts.wing(t).trained.vocabulary for t in teachers)])
-    logits = logit_bytes(work.most_scored, vocabulary, "distil" if teachers else "plain")
+    loss = facts.experiment.compatibility if teachers else None
+    logits = logit_bytes(work.most_scored, vocabulary, model.dtype, kind, loss)
     sharding = read_sharding(read_deepspeed(resources.deepspeed), resources.workers)
     return training_memory(
         model, sharding, peaks, logits, kind, second_adapter, old_teacher, signals

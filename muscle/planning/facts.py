@@ -15,7 +15,7 @@ from muscle.errors import UserError
 from muscle.losses.needs import different_tokenizers, needed_teachers
 from muscle.models.compatibility import check_adapter
 from muscle.models.fingerprint import same_tokenizer
-from muscle.models.load import chosen_window, load_config, load_tokenizer
+from muscle.models.load import chosen_window, context_window, load_config, load_tokenizer
 from muscle.models.sequences import Sequences, tokenise
 from muscle.plan import training_split
 from muscle.planning.hardware import Hardware, find_hardware
@@ -116,21 +116,36 @@ class Facts:
     def training_peaks(self, wing: Wing, work: Work, checkpointing: bool) -> Peaks:
         """Of the largest micro-batch of `work`."""
         model = wing.trained
-        key = ("peaks", id(model), work.length, checkpointing)
+        length, times = _unit(model, work.rows, work.length)
+        key = ("peaks", id(model), length, checkpointing)
         if key not in self._kept:
             self._kept[key] = _followed(
-                wing, lambda: trace_training(model, 1, work.length, checkpointing)
+                wing, lambda: trace_training(model, 1, length, checkpointing)
             )
-        one: Peaks = self._kept[key]  # rows are alike, so one row is run
-        return Peaks(work.rows * one.kept, work.rows * one.backward, one.operations)
+        one: Peaks = self._kept[key]
+        return Peaks(int(times * one.kept), int(times * one.backward), one.operations)
 
     def forward_peak(self, wing: Wing, model: MetaModel, rows: int, length: int) -> ForwardPeak:
         """Of one forward without gradient; `model` is one of the wing's."""
-        key = ("forward", id(model), length)
+        unit, times = _unit(model, rows, length)
+        key = ("forward", id(model), unit)
         if key not in self._kept:
-            self._kept[key] = _followed(wing, lambda: trace_forward(model, 1, length))
+            self._kept[key] = _followed(wing, lambda: trace_forward(model, 1, unit))
         one: ForwardPeak = self._kept[key]
-        return ForwardPeak(rows * one.most, one.operations)
+        return ForwardPeak(int(times * one.most), one.operations)
+
+
+UNIT = 64
+"""Tokens of the row that is followed in place of any other."""
+
+
+def _unit(model: MetaModel, rows: int, length: int) -> tuple[int, float]:
+    """The length of one row to follow, and how many times its memory [rows, length] takes.
+
+    Rows are alike, and with a fused attention so are tokens; without one, scores grow with
+    the square of the length, which is then followed itself.
+    """
+    return (UNIT, rows * length / UNIT) if model.fused else (length, float(rows))
 
 
 def _followed(wing: Wing, trace: Any) -> Any:
@@ -155,25 +170,30 @@ def gather_facts(experiment: Experiment, output: str) -> Facts:
     hardware = find_hardware(experiment.hardware)  # first: it is quick to be wrong about
     versions = {"old": experiment.old, "new": experiment.new}
     tokenizers = {name: _named(name, _tokenizer, version) for name, version in versions.items()}
-    if "old" in needed_teachers(experiment.compatibility):
-        reason = same_tokenizer(tokenizers["old"], tokenizers["new"])
-        if reason is not None:
-            raise UserError(different_tokenizers(reason))
+    reason = same_tokenizer(tokenizers["old"], tokenizers["new"])
+    if reason is not None and "old" in needed_teachers(experiment.compatibility):
+        raise UserError(different_tokenizers(reason))
     configs = {
         name: _named(name, lambda v: load_config(v.model, v.revision, weights=False), version)
         for name, version in versions.items()
     }
     task = load_task(experiment.task)
     models: dict[Any, MetaModel] = {}
-    wings = {
-        name: _named(name, _wing, name, experiment, task, configs[name], tokenizers[name], models)
-        for name in versions
-    }
+    old, new = (
+        _named(name, _models, version, experiment, configs[name], models)
+        for name, version in versions.items()
+    )
+    read = [_named("old", _tokens, experiment, task, configs["old"], tokenizers["old"])]
+    # One tokenizer and window: one reading.
+    if reason is None and context_window(configs["old"]) == context_window(configs["new"]):
+        read *= 2
+    else:
+        read.append(_named("new", _tokens, experiment, task, configs["new"], tokenizers["new"]))
     return Facts(
         experiment=experiment,
         hardware=hardware,
-        old=wings["old"],
-        new=wings["new"],
+        old=Wing("old", *old, *read[0]),
+        new=Wing("new", *new, *read[1]),
         examples=len(task.queries(experiment.evaluation.limit)),
         disk_free=_free(experiment.storage or output),
     )
@@ -192,38 +212,39 @@ def _tokenizer(version: VersionConfig) -> Any:
     return load_tokenizer(version.model, version.revision, weights=False)
 
 
-def _wing(
-    name: str,
-    experiment: Experiment,
-    task: Task,
-    config: Any,
-    tokenizer: Any,
-    models: dict[Any, MetaModel],
-) -> Wing:
-    version = experiment.old if name == "old" else experiment.new
-    settings = experiment.training
+def _models(
+    version: VersionConfig, experiment: Experiment, config: Any, known: dict[Any, MetaModel]
+) -> tuple[MetaModel, MetaModel]:
+    """A version's base as it is trained and as it is asked; equal shapes are built once."""
     adapter: AdapterConfig | str = experiment.adapter
     if version.adapter is not None:
         adapter = storage.fetch(version.adapter)
         check_adapter(adapter, version.model, None, config)
-    train, validation = training_split(experiment, task)
-    window = chosen_window(version.model, config, tokenizer, experiment.evaluation.max_length)
 
     def model(dtype: str, fp32_adapter: bool) -> MetaModel:
-        key = (config.to_json_string(), str(adapter), dtype, fp32_adapter or dtype == "float32")
-        if key not in models:  # old and new often have one shape
-            models[key] = meta_model(config, adapter, dtype, fp32_adapter, version.model)
-        return models[key]
+        shape = {k: v for k, v in config.to_dict().items() if not k.startswith("_")}
+        fp32 = fp32_adapter or dtype == "float32"
+        key = (str(sorted(shape.items(), key=lambda item: item[0])), str(adapter), dtype, fp32)
+        if key not in known:
+            known[key] = meta_model(config, adapter, dtype, fp32_adapter, version.model)
+        return known[key]
 
-    return Wing(
-        name=name,
-        # DeepSpeed trains the adapter in the base's dtype, with fp32 copies of its own.
-        trained=model(settings.dtype, False),
-        asked_model=model(experiment.evaluation.dtype or settings.dtype, True),
-        train=tokenise(train, tokenizer, settings.max_length, settings.loss_on),
-        validation=tokenise(validation, tokenizer, settings.max_length, settings.loss_on),
-        asked=evaluation_work(task.queries(experiment.evaluation.limit), tokenizer, window),
+    training = experiment.training.dtype
+    # DeepSpeed trains the adapter in the base's dtype, with fp32 copies of its own.
+    return model(training, False), model(experiment.evaluation.dtype or training, True)
+
+
+def _tokens(
+    experiment: Experiment, task: Task, config: Any, tokenizer: Any
+) -> tuple[Sequences, Sequences, Asked]:
+    """(training, validation, evaluation) in tokens."""
+    settings, evaluation = experiment.training, experiment.evaluation
+    train, validation = (
+        tokenise(part, tokenizer, settings.max_length, settings.loss_on)
+        for part in training_split(experiment, task)
     )
+    window = chosen_window("its base", config, tokenizer, evaluation.max_length)
+    return train, validation, evaluation_work(task.queries(evaluation.limit), tokenizer, window)
 
 
 def _free(place: str) -> int | None:

@@ -9,17 +9,23 @@ Adapter of p parameters, N workers, as DeepSpeed keeps it (Rajbhandari et al. 20
     offload     weights and optimizer in the host's memory
 """
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-from muscle.losses.distillation import MAX_LOGITS
+from muscle.config import CompatibilityConfig
+from muscle.losses.needs import needed_teachers
 from muscle.models.load import torch_dtype
 from muscle.planning.meta import MetaModel, Peaks
 
-LOGIT_BUFFERS = {"plain": 4, "distil": 8}
-"""Tensors of [rows of a chunk, vocabulary] in fp32 that a loss holds at its worst: measured
-with `benchmarks/memory.py` (logits, log-probabilities, gradient; for distillation of student
-and teacher)."""
+CHUNK_LOGITS = {"cpu": 16 * 2**20, "cuda": 32 * 2**20}
+"""Logits of one chunk of a loss, by kind of device: those of `muscle.losses.distillation`."""
+
+BLOCK_LOGITS = {"cpu": 2**20, "cuda": 32 * 2**20}
+"""Logits that go through a loss's formulas at a time: those of `muscle.losses.distillation`."""
+
+READS_OLD = ("old-right", "token-likelihood", "sequence-likelihood")
+"""Masks that look at the old teacher's logits on every token."""
 
 RUNTIME = {"cuda": 1.0 * 2**30, "cpu": 0.6 * 2**30}
 """Libraries, kernels' workspaces, communication: outside of tensors. Assumed on a GPU."""
@@ -97,10 +103,26 @@ class Memory:
 _APART = ("overlap", "host")
 
 
-def logit_bytes(scored: int, vocabulary: int, kind: str) -> float:
-    """The loss's tensors of one chunk; `kind` "plain" or "distil"."""
-    rows = min(scored, max(1, MAX_LOGITS // vocabulary))
-    return 4.0 * LOGIT_BUFFERS[kind] * rows * vocabulary
+def logit_bytes(
+    scored: int, width: int, dtype: str, kind: str, loss: CompatibilityConfig | None
+) -> float:
+    """What the loss of `scored` positions holds: fp32 buffers of a chunk and of a block.
+
+    A chunk's: the student's logits, the teacher's, old's where the mask reads them, and the
+    product in the head's dtype before it becomes fp32. A block's: exponentials, the rows of one
+    teacher among two (of student and old), cross-entropy beside a KL.
+    """
+    rows = max(1, CHUNK_LOGITS[kind] // width)
+    chunk = math.ceil(scored / math.ceil(scored / rows)) if scored else 0
+    block = min(chunk, max(1, BLOCK_LOGITS[kind] // width))
+    teachers = needed_teachers(loss) if loss is not None else ()
+    chunks, blocks = 1, 0
+    if loss is not None and teachers:
+        reads_old = loss.mask in READS_OLD
+        chunks += 1 + reads_old
+        blocks += 1 + (len(teachers) == 2) + reads_old + (loss.ce_weight > 0)
+    product = torch_dtype(dtype).itemsize if dtype != "float32" else 0
+    return float(width * ((4 * chunks + product) * chunk + 4 * blocks * block))
 
 
 def training_memory(
@@ -122,7 +144,8 @@ def training_memory(
         kind: "cuda" or "cpu".
         teacher: bytes of a second adapter on the student's base.
         old_teacher: bytes of a whole frozen model beside it, its forward included.
-        signals: bytes of the teachers' hidden states of one micro-batch.
+        signals: bytes of the hidden states at scored positions: the student's, the gradient
+            they get, and the teachers'.
     """
     size = torch_dtype(model.dtype).itemsize
     p, workers, stage = model.adapter, sharding.workers, sharding.stage

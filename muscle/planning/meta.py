@@ -55,6 +55,7 @@ class MetaModel:
 
     model: Any
     dtype: str
+    fused: bool  # its attention keeps no scores
 
     @cached_property
     def adapter(self) -> int:
@@ -172,10 +173,11 @@ def meta_model(
             lora = copy_adapter_config(adapter)
             lora.init_lora_weights = True
             model = get_peft_model(base, lora, ADAPTER, autocast_adapter_dtype=fp32_adapter)
-    if base.config._attn_implementation == "sdpa":
+    fused = base.config._attn_implementation == "sdpa"
+    if fused:
         _register()
         base.set_attn_implementation(ATTENTION)
-    return MetaModel(model, dtype)
+    return MetaModel(model, dtype, fused)
 
 
 class _Kernel(torch.autograd.Function):
@@ -263,10 +265,9 @@ def trace_training(meta: MetaModel, rows: int, length: int, checkpointing: bool)
         for p in meta.model.parameters()
         if p.requires_grad
     ]
-    input_ids = torch.zeros(rows, length, dtype=torch.long, device="meta")
     try:
         with _counting(meta) as ledger:
-            hidden = hidden_states(meta.model, input_ids)
+            hidden = _forward(meta, rows, length)
             kept = ledger.live
             hidden.backward(torch.empty_like(hidden))
             return Peaks(kept, ledger.peak, ledger.operations)
@@ -274,6 +275,19 @@ def trace_training(meta: MetaModel, rows: int, length: int, checkpointing: bool)
         for hook in hooks:
             hook.remove()
         meta.model.eval()
+
+
+def _forward(meta: MetaModel, rows: int, length: int) -> Tensor:
+    """Final hidden states [rows, length, D]."""
+    input_ids = torch.zeros(rows, length, dtype=torch.long, device="meta")
+    if meta.fused:
+        return hidden_states(meta.model, input_ids)
+    # An attention that keeps its scores adds a mask to them; making one looks at contents.
+    shape = (rows, 1, length, length)
+    mask = torch.zeros(shape, dtype=torch_dtype(meta.dtype), device="meta")
+    kinds = set(getattr(meta.config, "layer_types", None) or ())
+    by_kind = dict.fromkeys(kinds, mask)
+    return hidden_states(meta.model, input_ids, by_kind if len(kinds) > 1 else mask)
 
 
 def _set_checkpointing(model: Any, on: bool) -> None:
@@ -293,7 +307,6 @@ def _drop(parameter: Tensor) -> None:
 def trace_forward(meta: MetaModel, rows: int, length: int) -> ForwardPeak:
     """What a forward of [rows, length] tokens holds at most when no gradient is wanted."""
     meta.model.eval()
-    input_ids = torch.zeros(rows, length, dtype=torch.long, device="meta")
     with torch.no_grad(), _counting(meta) as ledger:
-        hidden_states(meta.model, input_ids)
+        _forward(meta, rows, length)
         return ForwardPeak(ledger.peak, ledger.operations)

@@ -121,8 +121,10 @@ def print_plan(plan: Plan, console: Console) -> None:
     """Print steps, memory, and a line for each thing to know."""
     console.print(_line(f"plan of {plan.name}", "bold"))
     console.print(_line(_hardware_line(plan)))
-    console.print(_steps_table(plan))
-    console.print(_memory_table(plan.reckoned.steps, plan.hardware.kind))
+    for table in (_steps_table(plan), _memory_table(plan.reckoned.steps, plan.hardware.kind)):
+        console.print()
+        console.print(table)
+    console.print()
     for text in _lines(plan):
         console.print(_line(text), soft_wrap=True)
     for text in plan.notes:
@@ -150,9 +152,9 @@ def _table(title: str, first: str, columns: Sequence[str]) -> Table:
         title=title,
         title_justify="left",
         box=box.SIMPLE_HEAD,
+        show_edge=False,
         pad_edge=False,
-        padding=(0, 1),
-        collapse_padding=True,
+        padding=(0, 1, 0, 0),
     )
     table.add_column(first, no_wrap=True)
     for column in columns:

@@ -131,9 +131,10 @@ def evaluation_work(queries: Sequence[Query], tokenizer: Any, window: int) -> As
                         length = len(pair.context) + len(pair.continuation)
                         add(length, length, len(pair.continuation))
     writes = [r for q in queries for r in q.requests if r.kind == "generate_until"]
-    for request, ids in zip(writes, encoder.contexts([r.context for r in writes]), strict=True):
+    contexts = encoder.contexts([r.context for r in writes])
+    for request, context in zip(writes, contexts, strict=True):
         new = _new_tokens(request.generation)
-        length = min(window, len(ids) + new)
+        length = min(window, len(context) + new)
         add(length, length, new)
         total["generated"] += new
         total["requests"] += 1
