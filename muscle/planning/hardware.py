@@ -138,21 +138,20 @@ def _this_machine(config: HardwareConfig) -> Hardware:
 
 
 def matrix_rate(device: str, dtype: str, seconds: float = 0.4) -> float:
-    """FLOP/s of square matrix products on a device, measured for `seconds`."""
+    """FLOP/s of square matrix products on a device: the fastest within `seconds`, since other
+    programs only ever slow one down."""
     import torch
 
     size = 8192 if device == "cuda" else 1024
     a = torch.ones(size, size, dtype=getattr(torch, dtype), device=device)
-
-    def wait() -> None:
+    fastest, end = float("inf"), time.perf_counter() + seconds
+    a @ a  # the first one sets things up
+    while time.perf_counter() < end or fastest == float("inf"):
         if device == "cuda":
             torch.cuda.synchronize()
-
-    a @ a  # the first one sets things up
-    wait()
-    products, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
+        start = time.perf_counter()
         a @ a
-        wait()
-        products += 1
-    return products * 2.0 * size**3 / (time.perf_counter() - start)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        fastest = min(fastest, time.perf_counter() - start)
+    return 2.0 * size**3 / fastest

@@ -154,7 +154,8 @@ def _table(title: str, first: str, columns: Sequence[str]) -> Table:
         box=box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
-        padding=(0, 1, 0, 0),
+        padding=0,
+        collapse_padding=True,
     )
     table.add_column(first, no_wrap=True)
     for column in columns:
@@ -190,7 +191,7 @@ def _steps_table(plan: Plan) -> Table:
 
 def _memory_table(steps: Sequence[StepEstimate], kind: str) -> Table:
     where = "GPU" if kind == "cuda" else "worker"
-    columns = ("weights", "adapter", "optim.", "grad.", "activ.", "logits", "old", "rest")
+    columns = ("base", "LoRA", "optim.", "grad.", "activ.", "logits", "old", "rest")
     # Small models would be a table of zeros.
     unit, name = (GIB, "GiB") if max(s.memory.total for s in steps) > 2 * GIB else (MIB, "MiB")
     title = f"memory of one {where} in {name}; activations and logits peak apart"

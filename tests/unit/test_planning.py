@@ -51,6 +51,7 @@ from muscle.types import Query, Request
 
 DEMO = Path(__file__).resolve().parents[2] / "jobs" / "experiments" / "demo.yaml"
 KINDS = ["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3Text", "Phi", "Phi3"]
+QUICK = ["--set", "training.limit=200", "--set", "evaluation.limit=100"]
 LORA = AdapterConfig(r=4, alpha=8)
 
 
@@ -433,7 +434,7 @@ def test_a_model_without_weights_is_planned(seven: Facts) -> None:
     assert 20 * 2**30 < train.memory.total < 75 * 2**30
 
 
-@pytest.mark.parametrize("gpu", ["RTX-4090", "A100-40GB"])
+@pytest.mark.parametrize("gpu", ["A100-40GB", pytest.param("RTX-4090", marks=pytest.mark.slow)])
 def test_what_does_not_fit_names_settings_that_fit(seven: Facts, gpu: str) -> None:
     facts = replace(seven, hardware=find_hardware(HardwareConfig(gpu=gpu)))
     given = ResourcesConfig(teachers="online")
@@ -478,12 +479,12 @@ def test_this_machine_is_measured() -> None:
 
 
 def test_the_command_prints_tables_of_the_demo(tmp_path: Path) -> None:
-    arguments = ["plan", str(DEMO), "--output", str(tmp_path), "--set", "training.limit=200"]
-    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "100"})
+    arguments = ["plan", str(DEMO), "--output", str(tmp_path), *QUICK]
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "80"})
     assert result.exit_code == 0, result.output
     for text in ("train compat", "cache old", "evaluate new", "391 k", "everything fits", "points"):
         assert text in result.output, text
-    assert max(map(len, result.output.splitlines())) <= 140
+    assert "…" not in result.output  # nothing is cut at 80 columns
     assert not list(tmp_path.iterdir())
 
 
@@ -491,13 +492,13 @@ def test_json_parses_and_exit_code_3_says_no_room(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["plan", str(DEMO), "--json", "--output", str(tmp_path)]
-    small = ["training.limit=200", "hardware.memory_gib=0.5", "hardware.tflops=1"]
+    small = ["hardware.memory_gib=0.5", "hardware.tflops=1"]
     with pytest.raises(SystemExit) as stopped:
-        main([*arguments, *(word for change in small for word in ("--set", change))])
+        main([*arguments, *QUICK, *(word for change in small for word in ("--set", change))])
     assert stopped.value.code == 3
     found = json.loads(capsys.readouterr().out)
     assert found["fits"] is False and found["advice"][0]["steps"][0] == "train old"
-    assert found["examples"] == 2000 and 0 < found["smallest_nfr_difference"] < 1
+    assert found["examples"] == 100 and 0 < found["smallest_nfr_difference"] < 1
     steps = {step["label"]: step for step in found["steps"]}
     assert steps["train new"]["memory"]["total"] > 2**20
     assert found["totals"]["hours"] == pytest.approx(sum(s["hours"] for s in steps.values()))
