@@ -65,9 +65,13 @@ def curve(job: TrainJob) -> list[dict[str, Any]]:
 
 def assert_same(job: TrainJob, expected: TrainJob) -> None:
     """Both trainings' losses, gradient norms and weights, up to the rounding of fp32."""
-    for name in ("loss", "kl_old", "kl_new", "gradient_norm"):
+    for name in ("loss", "gradient_norm"):
         values, wanted = ([r[name] for r in curve(j)] for j in (job, expected))
         assert values == pytest.approx(wanted, rel=1e-5), name
+    # A KL near 0 is a difference of nearly equal numbers: its rounding is that of the loss.
+    for name in ("kl_old", "kl_new"):
+        values, wanted = ([r[name] for r in curve(j)] for j in (job, expected))
+        assert values == pytest.approx(wanted, abs=1e-5 * curve(expected)[0]["loss"]), name
     got, want = adapter(job), adapter(expected)
     assert got.keys() == want.keys()
     difference = sum(float((got[n] - want[n]).norm() ** 2) for n in want) ** 0.5
