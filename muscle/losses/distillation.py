@@ -23,14 +23,9 @@ from torch.autograd.function import once_differentiable
 
 from muscle.config import CompatibilityConfig
 from muscle.losses.masks import MASKS, Prediction, Reads, TokenFacts
+from muscle.losses.needs import BLOCK_LOGITS, CHUNK_LOGITS
 from muscle.losses.rows import Buffers, Weights, gold_logprobs, row_losses
 from muscle.models.head import Head
-
-CHUNK_LOGITS = {"cpu": 16 * 2**20, "cuda": 32 * 2**20}
-"""Logits of one chunk: enough rows for a matrix product at full speed, and a bound on memory."""
-
-BLOCK_LOGITS = {"cpu": 2**20, "cuda": 32 * 2**20}
-"""Logits of what goes through the row formulas at a time: on a CPU they stay in its cache."""
 
 
 @dataclass(frozen=True)

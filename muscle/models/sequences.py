@@ -5,6 +5,7 @@ the student's position i.
 """
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,11 +102,30 @@ def tokenise(
     return Sequences(ids, first, truncated)
 
 
-def micro_batches(data: Sequences, indices: Sequence[int], tokens: int) -> list[list[int]]:
+def micro_batches(
+    data: Sequences, indices: Sequence[int], tokens: int, workers: int = 1
+) -> list[list[int]]:
     """Group sequences so that rows x longest stays within a token budget, longest first.
 
-    A sequence longer than the budget gets a batch of its own.
+    A sequence longer than the budget gets a batch of its own. For several workers, who take
+    turns, the batches are made as small as they can be without one more turn, so that an
+    update that one batch would hold keeps all of them busy.
     """
+    batches = _filled(data, indices, tokens)
+    most = min(len(indices), math.ceil(len(batches) / workers) * workers)
+    if workers == 1 or not batches:
+        return batches
+    low, high = len(data.ids[batches[0][0]]), tokens
+    while low < high:
+        budget = (low + high) // 2
+        if len(_filled(data, indices, budget)) <= most:
+            high = budget
+        else:
+            low = budget + 1
+    return _filled(data, indices, max(low, high))
+
+
+def _filled(data: Sequences, indices: Sequence[int], tokens: int) -> list[list[int]]:
     batches: list[list[int]] = []
     for index in sorted(indices, key=lambda i: (-len(data.ids[i]), i)):
         longest = len(data.ids[batches[-1][0]]) if batches else 0

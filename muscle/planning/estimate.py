@@ -7,13 +7,13 @@ from typing import Any
 from muscle.config import Experiment, ResourcesConfig
 from muscle.losses.needs import needed_teachers
 from muscle.metrics.power import smallest_difference
+from muscle.losses.needs import READS_OLD
 from muscle.models.load import torch_dtype
 from muscle.planning.facts import Facts, Wing
 from muscle.planning.flops import body_forward, forward_pass, head_forward, training_pass
 from muscle.planning.hardware import Hardware
 from muscle.planning.memory import (
     MARGIN,
-    READS_OLD,
     Memory,
     forward_memory,
     logit_bytes,

@@ -14,18 +14,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from muscle.config import CompatibilityConfig
-from muscle.losses.needs import needed_teachers
+from muscle.losses.needs import BLOCK_LOGITS, CHUNK_LOGITS, READS_OLD, needed_teachers
 from muscle.models.load import torch_dtype
 from muscle.planning.meta import MetaModel, Peaks
-
-CHUNK_LOGITS = {"cpu": 16 * 2**20, "cuda": 32 * 2**20}
-"""Logits of one chunk of a loss, by kind of device: those of `muscle.losses.distillation`."""
-
-BLOCK_LOGITS = {"cpu": 2**20, "cuda": 32 * 2**20}
-"""Logits that go through a loss's formulas at a time: those of `muscle.losses.distillation`."""
-
-READS_OLD = ("old-right", "token-likelihood", "sequence-likelihood")
-"""Masks that look at the old teacher's logits on every token."""
 
 RUNTIME = {"cuda": 1.0 * 2**30, "cpu": 0.6 * 2**30}
 """Libraries, kernels' workspaces, communication: outside of tensors. Assumed on a GPU."""

@@ -67,7 +67,7 @@ def training_work(
     """One epoch of updates, dealt as the training loop deals them (the first epoch's order)."""
     order = permutation(len(data), seed, 0)
     rounds = [
-        micro_batches(data, order[part].tolist(), budget)
+        micro_batches(data, order[part].tolist(), budget, workers)
         for part in updates(len(data), settings.update_size)
     ]
     return _work(data, rounds, workers)

@@ -22,7 +22,7 @@ from muscle.tables import read_examples
 from muscle.training.batches import Batches, MicroBatch, Split, share
 from muscle.training.cached import CachedTeachers
 from muscle.training.checkpoint import TrainState, load_state, save_state
-from muscle.training.dropout import drawn
+from muscle.training.dropout import drawn, has_dropout
 from muscle.training.engine import Engine
 from muscle.training.export import write_trained
 from muscle.training.job import EpochRecord, OnProgress, Progress, TrainJob, UpdateRecord
@@ -267,14 +267,16 @@ class _Trainer:
         )
 
     def _share(self, rows: list[int]) -> list[MicroBatch]:
-        batches = micro_batches(self.data, rows, self.tokens)
+        # Dropout draws by micro-batch: these must then be the same for any number of workers.
+        workers = 1 if has_dropout(self.student) else self.engine.world
+        batches = micro_batches(self.data, rows, self.tokens, workers)
         return share(batches, self.engine.rank, self.engine.world)
 
     def _validate(self) -> float:
         """Mean next-token loss of the validation split, over all workers."""
         self.student.eval()
         everything = range(len(self.validation))
-        batches = micro_batches(self.validation, everything, self.tokens)
+        batches = micro_batches(self.validation, everything, self.tokens, self.engine.world)
         plan = share(batches, self.engine.rank, self.engine.world)
         total = torch.zeros(1, dtype=torch.float64)
         with torch.no_grad(), closing(self.batches.stream("validation", plan)) as stream:

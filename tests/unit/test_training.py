@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,6 +90,28 @@ def test_micro_batches_partition_within_the_budget(tiny_models: dict[str, str]) 
     assert sorted(i for batch in batches for i in batch) == list(range(20))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(len(data.ids[i]) for i in batch) <= 40
+
+
+@pytest.mark.parametrize("workers", [2, 3, 4])
+def test_an_update_keeps_all_workers_busy(workers: int, tiny_models: dict[str, str]) -> None:
+    tokenizer = load_tokenizer(tiny_models["new"])
+    rows = [TrainingExample(str(i), "word " * (1 + i % 7), " b") for i in range(20)]
+    data = tokenise(rows, tokenizer, 1000, "all")
+
+    def size(batch: list[int]) -> int:
+        return len(batch) * max(len(data.ids[i]) for i in batch)
+
+    for budget in (10_000, 200, 40):
+        alone = micro_batches(data, range(20), budget)
+        batches = micro_batches(data, range(20), budget, workers)
+        assert sorted(i for batch in batches for i in batch) == list(range(20))
+        # No more turns than before, and none of them larger.
+        assert math.ceil(len(batches) / workers) == math.ceil(len(alone) / workers)
+        assert max(map(size, batches)) <= max(map(size, alone))
+    busy = micro_batches(data, range(20), 10_000, workers)
+    assert len(busy) == workers
+    total = sum(len(ids) for ids in data.ids)
+    assert max(map(size, busy)) <= 1.5 * total / workers
 
 
 def test_learning_rate() -> None:
