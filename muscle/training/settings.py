@@ -6,6 +6,7 @@ from typing import Any
 
 from muscle.config import Experiment
 from muscle.errors import UserError
+from muscle.training.tracking import check_tracking
 
 STAGES = Path(__file__).resolve().parents[2] / "cluster" / "deepspeed"
 
@@ -14,9 +15,11 @@ def check_settings(experiment: Experiment) -> None:
     """Refuse what would fail minutes later.
 
     Raises:
-        UserError: an unknown DeepSpeed stage, or a configuration that can't be used.
+        UserError: an unknown DeepSpeed stage, a configuration that can't be used, or a
+            tracker that isn't installed.
     """
     read_deepspeed(experiment.resources.deepspeed)
+    check_tracking(experiment.tracking)
 
 
 def read_deepspeed(name: str) -> dict[str, Any]:
