@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from muscle.config import Experiment, ResourcesConfig
-from muscle.losses.needs import needed_teachers
+from muscle.losses.needs import READS_OLD, needed_teachers
 from muscle.metrics.power import smallest_difference
-from muscle.losses.needs import READS_OLD
 from muscle.models.load import torch_dtype
 from muscle.planning.facts import Facts, Wing
 from muscle.planning.flops import body_forward, forward_pass, head_forward, training_pass

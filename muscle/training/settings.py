@@ -1,12 +1,12 @@
 """Checks of settings that can be made before anything starts; no torch."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
-from muscle.config import Experiment
+from muscle.config import Experiment, TrackingConfig
 from muscle.errors import UserError
-from muscle.training.tracking import check_tracking
 
 STAGES = Path(__file__).resolve().parents[2] / "cluster" / "deepspeed"
 
@@ -41,3 +41,19 @@ def read_deepspeed(name: str) -> dict[str, Any]:
         # At stage 0 DeepSpeed can't hand out the optimizer's state, so nothing could resume.
         raise UserError(f"DeepSpeed configuration {path}: zero_optimization.stage must be 1 to 3")
     return dict(config)
+
+
+def check_tracking(config: TrackingConfig | None) -> None:
+    """Refuse a tracker whose package isn't installed; imports nothing, starts nothing.
+
+    Raises:
+        UserError: names the extra.
+    """
+    if config is None:
+        return
+    for setting, value in (("mlflow", config.mlflow), ("wandb", config.wandb)):
+        if value is not None and importlib.util.find_spec(setting) is None:
+            raise UserError(
+                f"tracking.{setting} is {value!r} and {setting} isn't installed: "
+                f"pip install 'muscle-llm[{setting}]' (on a cluster, on its nodes)"
+            )

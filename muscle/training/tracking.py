@@ -6,7 +6,6 @@ to lose a training.
 """
 
 import hashlib
-import importlib.util
 import os
 import tempfile
 import time
@@ -18,28 +17,11 @@ from pathlib import Path
 from typing import Protocol
 
 from muscle import storage
-from muscle.config import TrackingConfig
-from muscle.errors import UserError
 from muscle.training.checkpoint import record_lines
 from muscle.training.job import EpochRecord, TrainJob, UpdateRecord
+from muscle.training.settings import check_tracking
 
 MLFLOW_EXPERIMENT = "muscle"
-
-
-def check_tracking(config: TrackingConfig | None) -> None:
-    """Refuse a tracker whose package isn't installed; imports nothing, starts nothing.
-
-    Raises:
-        UserError: names the extra.
-    """
-    if config is None:
-        return
-    for setting, value in (("mlflow", config.mlflow), ("wandb", config.wandb)):
-        if value is not None and importlib.util.find_spec(setting) is None:
-            raise UserError(
-                f"tracking.{setting} is {value!r} and {setting} isn't installed: "
-                f"pip install 'muscle-llm[{setting}]' (on a cluster, on its nodes)"
-            )
 
 
 class Tracker(Protocol):

@@ -15,7 +15,8 @@ from muscle.config import TrackingConfig
 from muscle.errors import UserError
 from muscle.training.job import EpochRecord, Progress, TrainJob, UpdateRecord
 from muscle.training.loop import train_alone
-from muscle.training.tracking import check_tracking, open_tracking, run_id
+from muscle.training.settings import check_tracking
+from muscle.training.tracking import open_tracking, run_id
 
 MakeJob = Callable[..., TrainJob]
 
