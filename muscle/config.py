@@ -234,7 +234,7 @@ class HardwareConfig(Part):
 
 
 class TrackingConfig(Part):
-    """Where training curves go besides OUTPUT/curves/*.jsonl.
+    """Where training curves go besides OUTPUT/curves/*/curve.jsonl.
 
     `mlflow` is a tracking URI, `wandb` a project's name; each needs its extra.
     """
