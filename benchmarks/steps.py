@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from models import HEAD_DIM, TRAINING_SHAPES
+from safetensors.torch import save
 from sides import peak_rss_mib, resident_mib
 
 from muscle.config import AdapterConfig, CompatibilityConfig
@@ -24,6 +25,8 @@ from muscle.losses.needs import needed_teachers
 from muscle.models import head_of, hidden_states, load_base, load_head, new_adapter, using_adapter
 from muscle.models.head import Head, save_head
 from muscle.models.sequences import Batch
+from muscle.teachers.job import TeacherAsk, TeacherJob
+from muscle.teachers.shards import write_piece
 
 Micro = Callable[[Batch], torch.Tensor]
 """One micro-batch to its mean loss, ready for backward."""
@@ -320,17 +323,23 @@ def now(spec: dict[str, Any]) -> float:
     return time.perf_counter()
 
 
+NO_COUNTS = {"sequences": 0, "tokens": 0, "hidden_size": 0, "data": ""}
+
+
 def teacher(spec: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of one frozen teacher's forward over a micro-batch: caching costs at least that."""
+    """Seconds to cache one frozen teacher of a micro-batch: forward, checksum, file and fsync."""
     name = spec["teacher"]
     model = adapted(spec, base(spec, name), name, trains=False).eval()
     batches = micro_batches(spec, vocabulary_of(spec))
+    ask = TeacherAsk(name, "", str(Path(spec["out"]).parent / "cache"), {})
+    job = TeacherJob((), "", spec["dtype"], spec["length"], "all", None)
     seconds = []
     with torch.no_grad():
         for _ in range(spec["warm_up"] + spec["updates"]):
             began = now(spec)
-            for batch in batches:
+            for number, batch in enumerate(batches):
                 hidden = hidden_of(model, batch.to(spec["device"])).cpu()
+                write_piece(job, ask, number, save({"hidden": hidden}), NO_COUNTS)
             seconds.append(now(spec) - began)
     timed = seconds[spec["warm_up"] :]
     return {

