@@ -78,8 +78,10 @@ def assert_same(job: TrainJob, expected: TrainJob) -> None:
     assert difference <= 1e-5 * sum(float(t.norm() ** 2) for t in want.values()) ** 0.5
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("stage", ["zero1", "zero2", "zero3", "zero3-offload"])
+@pytest.mark.parametrize(
+    ("stage", "workers"),
+    [("zero1", 1), ("zero1", 2), ("zero2", 2), ("zero3", 1), ("zero3", 2), ("zero3-offload", 2)],
+)
 def test_every_stage_and_any_number_of_workers_equal_the_plain_loop(
     stage: str, workers: int, compat: TrainJob, plain: TrainJob, tmp_path: Path, ray_local: None
 ) -> None:
@@ -92,9 +94,7 @@ def test_every_stage_and_any_number_of_workers_equal_the_plain_loop(
     assert_same(job, plain)
 
 
-@pytest.mark.parametrize(
-    ("stage", "workers"), [("zero1", 1), ("zero2", 2), ("zero3", 2), ("zero3-offload", 1)]
-)
+@pytest.mark.parametrize(("stage", "workers"), [("zero2", 2), ("zero3", 2)])
 def test_cached_teachers_serve_every_stage(
     stage: str,
     workers: int,
@@ -113,9 +113,7 @@ def test_cached_teachers_serve_every_stage(
     assert_same(job, plain)
 
 
-@pytest.mark.parametrize(
-    ("stage", "workers"), [("zero1", 1), ("zero2", 2), ("zero3", 2), ("zero3-offload", 1)]
-)
+@pytest.mark.parametrize(("stage", "workers"), [("zero2", 2), ("zero3-offload", 1)])
 def test_a_stopped_training_goes_on_at_any_stage_and_number_of_workers(
     stage: str, workers: int, compat: TrainJob, plain: TrainJob, tmp_path: Path, ray_local: None
 ) -> None:
@@ -156,9 +154,8 @@ def test_dropout_does_not_know_the_number_of_workers(
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("kind", ["called", "fused"])
-def test_a_partitioned_head_can_be_read_in_both_ways(
-    kind: str, tied: bool, tiny_models: dict[str, str], tmp_path: Path
+def test_a_partitioned_head_is_gathered_for_the_loss(
+    tied: bool, tiny_models: dict[str, str], tmp_path: Path
 ) -> None:
     model = tiny_models["new"]
     if not tied:
@@ -172,7 +169,7 @@ def test_a_partitioned_head_can_be_read_in_both_ways(
         model = str(tmp_path / "untied")
     script = str(Path(__file__).parent / "zero3_head.py")
     result = subprocess.run(
-        [sys.executable, script, model, kind, str(tmp_path / "rendezvous")],
+        [sys.executable, script, model, str(tmp_path / "rendezvous")],
         capture_output=True,
         text=True,
         check=False,

@@ -1,8 +1,4 @@
-"""Run by test_ray_training: ZeRO-3 with every parameter partitioned, in one process.
-
-The head is read in both ways that a loss may: called as a module, and its weight read in
-forward alone (the gradient to the hidden states is worked out there).
-"""
+"""Run by test_ray_training: ZeRO-3 with every parameter partitioned, the head's too."""
 
 import copy
 import os
@@ -13,55 +9,12 @@ from typing import Any
 import torch
 
 from muscle.config import TrainingConfig
-from muscle.losses.distillation import LossSums, TokenOutputs
 from muscle.models.sequences import Batch
-from muscle.models.structure import unwrap
 from muscle.training import deepspeed_engine as ds
-from muscle.training import student as module
 from muscle.training.engine import PlainEngine
 from muscle.training.job import TrainJob
 from muscle.training.settings import read_deepspeed
-
-
-class Fused(torch.autograd.Function):
-    """Cross-entropy that needs the head in forward only."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, gold: torch.Tensor) -> Any:
-        assert weight.numel() > 0, "the head was not gathered"
-        logits = hidden @ weight.T
-        gradient = logits.softmax(-1)
-        gradient[torch.arange(len(gold)), gold] -= 1
-        ctx.save_for_backward(gradient @ weight)
-        return torch.nn.functional.cross_entropy(logits, gold, reduction="sum")
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        (gradient,) = ctx.saved_tensors
-        return gradient * gradients[0], None, None
-
-
-class Fusing(module.Student):
-    """A student whose loss reads the head's weight itself."""
-
-    def forward(self, batch: Batch, plain: bool = False) -> LossSums:
-        if plain:
-            return super().forward(batch, plain)
-        outputs: TokenOutputs = module._outputs(self.model, batch)
-        with self.gathered():
-            head = unwrap(self.model).get_output_embeddings()
-            loss = Fused.apply(outputs.hidden, head.weight, batch.gold)
-        zero = loss.detach().new_zeros(())
-        return LossSums(loss, loss.detach(), zero, zero, zero)
-
-
-class Calling(module.Student):
-    """A student that calls the head as a module inside `gathered`, twice."""
-
-    def forward(self, batch: Batch, plain: bool = False) -> LossSums:
-        with self.gathered():
-            super().forward(batch, True)
-            return super().forward(batch, True)
+from muscle.training.student import build_student
 
 
 def five_updates(engine: Any, batch: Batch) -> list[float]:
@@ -76,7 +29,7 @@ def five_updates(engine: Any, batch: Batch) -> list[float]:
     return losses
 
 
-def main(model: str, kind: str, scratch: str) -> None:
+def main(model: str, scratch: str) -> None:
     settings = TrainingConfig(dtype="float32", warmup_steps=0)
     config = copy.deepcopy(read_deepspeed("zero3"))
     config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
@@ -91,15 +44,13 @@ def main(model: str, kind: str, scratch: str) -> None:
     scored = torch.ones(3, 8, dtype=torch.bool)
     row = torch.arange(3)[:, None].expand(3, 8)[scored]
     batch = Batch(ids, torch.ones_like(ids), scored, ids[:, 1:][scored], row)
-    student_class = {"fused": Fusing, "called": Calling}[kind]
     results = []
     for partitioned in (False, True):
         job = TrainJob.from_json({**JOB, "base": {"model": model}})
         loading: Any = (
             ds.partitioned_loading(config, settings) if partitioned else nullcontext(False)
         )
-        built, _ = module.build_student(job, "cpu", half_adapter=partitioned, loading=loading)
-        built.__class__ = student_class
+        built, _ = build_student(job, "cpu", half_adapter=partitioned, loading=loading)
         built.training_mode()
         engine: Any
         if partitioned:
@@ -135,4 +86,4 @@ JOB: dict[str, Any] = {
 }
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3])
+    main(sys.argv[1], sys.argv[2])
