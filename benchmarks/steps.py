@@ -263,25 +263,27 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
     if spec["side"].startswith("trl"):
         from trl_sides import run_trl
 
-        seconds, loss = run_trl(spec, batches)
+        seconds, processor, loss = run_trl(spec, batches)
     else:
         model, micro = SIDES[spec["side"]](spec, batches)
         settled(spec)
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.0)
-        seconds = []
+        seconds, processor = [], []
         for _ in range(spec["warm_up"] + spec["updates"]):
-            began = now(spec)
+            began, worked = now(spec), time.process_time()
             for batch in batches:
                 loss = micro(batch.to(spec["device"]))
                 (loss / len(batches)).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             seconds.append(now(spec) - began)
+            processor.append(time.process_time() - worked)
         loss = loss.item()
-    timed = seconds[spec["warm_up"] :]
+    count = spec["updates"] * spec["accumulation"]
     found = {
-        "seconds": sum(timed) / len(timed) / spec["accumulation"],
+        "seconds": sum(seconds[spec["warm_up"] :]) / count,
+        "cpu_seconds": sum(processor[spec["warm_up"] :]) / count,
         "loss": loss,
         "whole_seconds": time.perf_counter() - start,
         "rss_before_mib": before,

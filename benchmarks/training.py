@@ -123,7 +123,8 @@ def repeated(
                 continue
             runs[side].append(found)
             say(
-                f"  {number + 1}/{args.repeat} {side}: {found['seconds']:.3f} s, "
+                f"  {number + 1}/{args.repeat} {side}: {found['seconds']:.3f} s "
+                f"(processor {found['cpu_seconds']:.3f}), "
                 f"{memory(found):.0f} MiB, loss {found['loss']:.4f}"
             )
     return runs
@@ -138,8 +139,8 @@ def memory(run: dict[str, Any]) -> float:
 
 def summary(runs: list[dict[str, Any]], args: argparse.Namespace) -> dict[str, Any]:
     """One side's numbers."""
-    fields = [f for f in ("seconds", "peak_rss_mib", "rss_before_mib", "peak_gpu_mib", "loss")
-              if f in runs[0]]  # fmt: skip
+    names = ("seconds", "cpu_seconds", "peak_rss_mib", "rss_before_mib", "peak_gpu_mib", "loss")
+    fields = [name for name in names if name in runs[0]]
     found: dict[str, Any] = {f: record.spread([run[f] for run in runs]) for f in fields}
     found["memory_mib"] = record.spread([memory(run) for run in runs])
     found["tokens_per_second"] = args.tokens / found["seconds"]["median"]

@@ -17,8 +17,8 @@ from steps import adapted, base, settled
 from muscle.models.sequences import Batch
 
 
-def run_trl(spec: dict[str, Any], batches: list[Batch]) -> tuple[list[float], float]:
-    """Seconds of each update, warm-up included, and the last loss."""
+def run_trl(spec: dict[str, Any], batches: list[Batch]) -> tuple[list[float], list[float], float]:
+    """Seconds and processor seconds of each update, warm-up included, and the mean loss."""
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     model = adapted(spec, base(spec, "new"), "student", trains=True)
     teacher = adapted(spec, base(spec, "old"), "old", trains=False).eval()
@@ -29,7 +29,7 @@ def run_trl(spec: dict[str, Any], batches: list[Batch]) -> tuple[list[float], fl
         trainer = build(spec, batches, model, teacher, arguments, clock)
         settled(spec)
         result = trainer.train()
-    return clock.seconds, float(result.training_loss)
+    return clock.seconds, clock.processor, float(result.training_loss)
 
 
 def common(spec: dict[str, Any], folder: str) -> dict[str, Any]:
@@ -63,13 +63,15 @@ def make_clock(spec: dict[str, Any]) -> Any:
     class Clock(TrainerCallback):
         def __init__(self) -> None:
             self.seconds: list[float] = []
-            self.began = 0.0
+            self.processor: list[float] = []
+            self.began = self.worked = 0.0
 
         def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-            self.began = self._now()
+            self.began, self.worked = self._now(), time.process_time()
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             self.seconds.append(self._now() - self.began)
+            self.processor.append(time.process_time() - self.worked)
 
         @staticmethod
         def _now() -> float:
