@@ -133,7 +133,7 @@ class Pipeline:
         several = len(self.experiment.runs) > 1
         seed = run[1] if compat else run[0]
         base = self.plan.base(version)
-        teachers = self.teaching.cached(run) if compat else {}
+        teachers = self.teaching.cached(self.workshop, run) if compat else {}
         return TrainJob(
             role=version,
             title=f"train {version}" + (f" (seed {seed})" if several else ""),

@@ -21,9 +21,9 @@ from muscle.types import VERSIONS, TrainingExample, Version
 RECIPES = {
     "examples": 1,
     "queries": 1,
-    "task-adapter": 1,
+    "task-adapter": 2,
     "teacher": 1,
-    "compat-adapter": 1,
+    "compat-adapter": 2,
     "predictions": 3,
 }
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 from muscle import storage
 from muscle.artifacts import Store
 from muscle.config import Experiment
 from muscle.errors import UserError
 from muscle.losses.needs import needed_teachers
+from muscle.models.adapters import WEIGHTS
 from muscle.models.load import load_config, load_tokenizer
 from muscle.models.sequences import tokenise
 from muscle.plan import Base, Plan, Run, Step, training_split
@@ -47,12 +48,12 @@ class Teaching:
         """
         experiment = self.plan.experiment
         resources = experiment.resources
-        runs = self._untrained()
+        runs = self.untrained
         wanted = self._distinct(runs)
         missing = [s for s in wanted if self.store.find(s.kind, s.key) is None]
         if wanted and not missing and resources.teachers != "online":
             return Choice(True, "the cache is there")
-        needed = self._bytes(missing) if missing else 0
+        needed = self._bytes(missing) if missing and resources.teachers != "online" else 0
         free = storage.disk_free(self.store.root)
         choice = choose(
             resources.teachers,
@@ -72,7 +73,7 @@ class Teaching:
 
     def steps(self) -> list[Step]:
         """The caches that the missing compat trainings read; none when they go online."""
-        return self._distinct(self._untrained()) if self.choice.cached else []
+        return self._distinct(self.untrained) if self.choice.cached else []
 
     def check(self) -> None:
         """Decide now, so that a cache that the disk can't hold is refused before any training."""
@@ -80,7 +81,7 @@ class Teaching:
 
     def make(self, workshop: Workshop, launcher: Cacher) -> None:
         """Write the caches that are missing; what was written before a stop stays."""
-        if self._untrained() and needed_teachers(self.plan.experiment.compatibility):
+        if self.untrained and needed_teachers(self.plan.experiment.compatibility):
             way = "cached" if self.choice.cached else "online"
             remark = f"{way}: {self.choice.reason}"
             workshop.on_progress(Progress("teachers", 1, 1, "teachers", remark))
@@ -109,7 +110,7 @@ class Teaching:
                 name=f"{version}-{run[0]}",
                 adapter=adapter_folder(self.plan, workshop, version, run),
                 folder=self.store.shared_attempt(step.kind, step.key),
-                identity=step.inputs,
+                identity=self._identity(workshop, step),
             )
             bases.setdefault(base.fingerprint, (base, []))[1].append(ask)
         experiment = self.plan.experiment
@@ -125,7 +126,7 @@ class Teaching:
             tokens=experiment.resources.scoring_tokens,
         )
 
-    def cached(self, run: Run) -> dict[str, CachedTeacher]:
+    def cached(self, workshop: Workshop, run: Run) -> dict[str, CachedTeacher]:
         """The caches that a compat training reads, by the teacher's name."""
         found: dict[str, CachedTeacher] = {}
         if not self.choice.cached:
@@ -133,10 +134,11 @@ class Teaching:
         for (version, of), step in self.plan.teachers.items():
             artifact = self.store.find(step.kind, step.key) if of == run else None
             if artifact is not None:
-                found[version] = CachedTeacher(artifact.path, step.inputs)
+                found[version] = CachedTeacher(artifact.path, self._identity(workshop, step))
         return found
 
-    def _untrained(self) -> list[Run]:
+    @property
+    def untrained(self) -> list[Run]:
         """The runs whose compat adapter is still to be trained."""
         runs = []
         for (version, run), step in self.plan.adapters.items():
@@ -153,14 +155,21 @@ class Teaching:
         return next(who for who, s in self.plan.teachers.items() if s.key == step.key)
 
     def _bytes(self, steps: Sequence[Step]) -> int:
-        """What the caches of these steps take on disk."""
+        """What the caches of these steps still take on disk; a stopped run has written some."""
         tokens = loss_tokens(self.plan.experiment, self.plan)
         size = 0
         for step in steps:
             base = self.plan.base(self._who(step)[0]).config
             width = load_config(base.model, base.revision).get_text_config().hidden_size
-            size += tokens * width * BYTES[self.plan.experiment.training.dtype]
+            there = sum(storage.sizes(self.store.shared_attempt(step.kind, step.key)).values())
+            size += max(1, tokens * width * BYTES[self.plan.experiment.training.dtype] - there)
         return size
+
+    def _identity(self, workshop: Workshop, step: Step) -> dict[str, Any]:
+        """What a cache is made of: its key's inputs, and the adapter's weights as they are,
+        since an adapter that is trained again under its key is equal up to rounding only."""
+        folder = adapter_folder(self.plan, workshop, *self._who(step))
+        return {**step.inputs, "weights": storage.sha256(storage.join(folder, WEIGHTS))}
 
 
 def loss_tokens(experiment: Experiment, plan: Plan) -> int:

@@ -255,7 +255,7 @@ def _caching(facts: Facts, resources: ResourcesConfig, teacher: str) -> StepEsti
         gpus=actors,
         dollars=_dollars(hardware, seconds, actors),
         memory=forward_memory(model, count, peak.most, 0.0, 0.0, hardware.kind),
-        available=_available(hardware, resources.gpus_per_actor, 2 * actors),
+        available=_available(hardware, _actor_share(resources), 2 * actors),
     )
 
 
@@ -307,7 +307,7 @@ def _evaluation(facts: Facts, resources: ResourcesConfig, version: Version) -> S
         memory=forward_memory(
             model, adapters, peak.most + masks, (4.0 + itemsize) * head, cache, hardware.kind
         ),
-        available=_available(hardware, resources.gpus_per_actor, 2 * actors),
+        available=_available(hardware, _actor_share(resources), 2 * actors),
     )
 
 
@@ -332,6 +332,16 @@ def _available(hardware: Hardware, share: float | str, side_by_side: int) -> flo
         return MARGIN * hardware.memory / side_by_side
     part = share if isinstance(share, float | int) and 0 < share < 1 else 1.0
     return MARGIN * hardware.memory * float(part)
+
+
+def _actor_share(resources: ResourcesConfig) -> float:
+    """GPUs of one actor: "auto" is a share where the trainings' GPUs are fewer than the actors
+    of both bases, which work side by side (`launch.cluster.scoring_gpus`)."""
+    if resources.gpus_per_actor != "auto":
+        return float(resources.gpus_per_actor)
+    per_worker = resources.gpus_per_worker
+    gpus = resources.workers * (1.0 if per_worker == "auto" else float(per_worker))
+    return min(1.0, gpus / 2)
 
 
 def difference(facts: Facts) -> float:

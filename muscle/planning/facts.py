@@ -3,10 +3,7 @@
 Reckoning again under other resources only asks for other shapes, and those are kept.
 """
 
-import os
-import shutil
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from muscle import storage
@@ -195,7 +192,7 @@ def gather_facts(experiment: Experiment, output: str) -> Facts:
         old=Wing("old", *old, *read[0]),
         new=Wing("new", *new, *read[1]),
         examples=len(task.queries(experiment.evaluation.limit)),
-        disk_free=_free(experiment.storage or output),
+        disk_free=storage.disk_free(experiment.storage or output),
     )
 
 
@@ -245,13 +242,3 @@ def _tokens(
     )
     window = chosen_window("its base", config, tokenizer, evaluation.max_length)
     return train, validation, evaluation_work(task.queries(evaluation.limit), tokenizer, window)
-
-
-def _free(place: str) -> int | None:
-    """Free bytes of the disk that holds a local path; None for a remote store."""
-    if storage.is_remote(place):
-        return None
-    path = Path(os.path.abspath(place))
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free

@@ -120,7 +120,8 @@ def _this_machine(config: HardwareConfig) -> Hardware:
         kind, memory, name = "cuda", float(properties.total_memory), str(properties.name)
         bandwidth = 1000.0 * 1e9
         for key, card in CARDS.items():
-            if key.split("-")[0].lower() in name.lower().replace(" ", "-").split("-"):
+            model = key.lower().removeprefix("rtx-").split("-")[0]
+            if model in name.lower().replace(" ", "-").split("-"):
                 bandwidth = card.bandwidth * 1e9
     else:
         kind, memory, name = "cpu", float(psutil.virtual_memory().total), "this machine's CPU"

@@ -78,7 +78,6 @@ class TeacherCache:
         self.place = place
         self.hidden_size: int = index["hidden_size"]
         self.dtype = torch_dtype(index["dtype"])
-        self.bytes: int = sum(f["size"] for f in [*index["shards"], index["head"]])
         self._head: str = index["head"]["file"]
         self._shards: list[dict[str, Any]] = index["shards"]
         self._per_shard: int = index["shard_sequences"]
@@ -184,6 +183,8 @@ def _mapped(path: Path, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """
     with path.open("rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
-    # As bytes, since numpy has no bfloat16; copy-on-write, since torch wants it writable.
-    raw = np.memmap(path, dtype=np.uint8, mode="c", offset=start)
-    return torch.from_numpy(raw).view(dtype).view(shape)
+    # Private, so that nothing can be written; unlike numpy's it keeps no file open, and there
+    # may be thousands of shards.
+    storage = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
+    raw = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[arg-type]
+    return raw[start:].view(dtype).view(shape)

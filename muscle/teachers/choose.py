@@ -31,10 +31,10 @@ def choose(
         zero3: the student's parameters are partitioned.
         mask: of the compatibility loss.
     """
+    if setting != "auto":
+        return Choice(setting == "cached" and bytes_needed > 0, f"resources.teachers is {setting}")
     if bytes_needed == 0:
         return Choice(False, "the loss reads no teacher")
-    if setting != "auto":
-        return Choice(setting == "cached", f"resources.teachers is {setting}")
     if zero3:
         # A second forward through a partitioned base would gather all of it once more.
         return Choice(True, "ZeRO-3 wants its teachers cached")

@@ -9,7 +9,7 @@ import hashlib
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,10 @@ class Place(Protocol):
         """
         ...
 
+    def lacking(self) -> int:
+        """Bytes that are still to be copied to this machine."""
+        ...
+
     def close(self) -> None:
         """Nothing is read any more."""
         ...
@@ -63,6 +67,10 @@ class InPlace:
         if not _holds(path, self.files[name]):
             raise damaged(self.folder, name)
         return path
+
+    def lacking(self) -> int:
+        """Nothing is copied."""
+        return 0
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -87,20 +95,14 @@ class Staged:
             for other in self.folder.parent.glob(f"{PREFIX}*"):
                 if other != self.folder:
                     _remove_unused(other)
-            self._check_room()
+            check_room([self])
             self.marker.parent.mkdir(parents=True, exist_ok=True)
             self.marker.touch()
 
-    def _check_room(self) -> None:
+    def lacking(self) -> int:
+        """Bytes that are still to be copied."""
         here = {p.name for p in self.folder.glob("*.safetensors")}
-        needed = sum(c.size for name, c in self.files.items() if name not in here)
-        free = storage.disk_free(str(self.folder))
-        if free is not None and needed > free:
-            raise UserError(
-                f"teacher cache {self.source} needs {_gb(needed)} of local disk and "
-                f"{self.folder.parent} has {_gb(free)} free: point TMPDIR to a larger disk, "
-                "or --set resources.teachers=online"
-            )
+        return sum(c.size for name, c in self.files.items() if name not in here)
 
     def get(self, name: str) -> Path:
         """The local copy; made, by one process of this machine, when it isn't there."""
@@ -145,6 +147,22 @@ class Staged:
         with _locked(self.folder.with_name("teachers.lock")):
             self.marker.unlink(missing_ok=True)
             _remove_unused(self.folder)
+
+
+def check_room(places: Sequence[Place]) -> None:
+    """Refuse caches whose copies don't fit on the local disk together.
+
+    Raises:
+        UserError: they don't.
+    """
+    needed = sum(place.lacking() for place in places)
+    scratch = storage.scratch("")
+    free = storage.disk_free(str(scratch))
+    if free is not None and needed > free:
+        raise UserError(
+            f"teacher caches need {_gb(needed)} of local disk and {scratch} has {_gb(free)} "
+            "free: point TMPDIR to a larger disk, or --set resources.teachers=online"
+        )
 
 
 def damaged(folder: str, name: str) -> UserError:

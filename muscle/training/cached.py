@@ -8,6 +8,7 @@ from torch import Tensor
 from muscle.models.head import load_head
 from muscle.models.sequences import Sequences
 from muscle.teachers.cache import open_cache
+from muscle.teachers.staging import check_room
 from muscle.training.job import TrainJob
 from muscle.training.student import Student
 
@@ -28,6 +29,7 @@ class CachedTeachers:
                 )
                 for name, teacher in job.teachers.items()
             }
+            check_room([cache.place for cache in self.caches.values()])
             self._stack = opened.pop_all()
 
     def __enter__(self) -> "CachedTeachers":

@@ -31,7 +31,8 @@ def complete_config(config: dict[str, Any], settings: TrainingConfig) -> dict[st
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": settings.clip_norm or 0.0,
-        "bf16": {"enabled": settings.dtype == "bfloat16"},
+        # Not immediate, stage 1 adds a micro-batch's gradient again with each later one.
+        "bf16": {"enabled": settings.dtype == "bfloat16", "immediate_grad_update": True},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,

@@ -71,6 +71,8 @@ def train(
     if state.updates:
         engine.load_state(state.optimizer, state.updates)
         state.optimizer = {}
+    if engine.rank:
+        state.best = {}  # rank 0 alone keeps and writes them
     _check_agreement(engine, state)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     splits: dict[Split, Sequences] = {"train": data, "validation": validation}

@@ -94,6 +94,22 @@ def test_every_stage_and_any_number_of_workers_equal_the_plain_loop(
     assert_same(job, plain)
 
 
+@pytest.mark.parametrize("stage", ["zero1", "zero3"])
+def test_micro_batches_add_up_in_bfloat16_too(
+    stage: str, make_job: MakeJob, tmp_path: Path, ray_local: None
+) -> None:
+    from muscle.launch.training import train_all
+
+    norms = []
+    for tokens in (1000, 20):  # one micro-batch for an update, and several
+        job = make_job(tmp_path / str(tokens), training_tokens=tokens)
+        settings = job.training.model_copy(update={"dtype": "bfloat16", "epochs": 1})
+        job = dataclasses.replace(job, training=settings, deepspeed=read_deepspeed(stage))
+        train_all([job], ResourcesConfig(cpus_per_worker=1), silent)
+        norms.append([r["gradient_norm"] for r in curve(job)])
+    assert norms[0] == pytest.approx(norms[1], rel=0.05)
+
+
 @pytest.mark.parametrize(("stage", "workers"), [("zero2", 2), ("zero3", 2)])
 def test_cached_teachers_serve_every_stage(
     stage: str,

@@ -124,7 +124,7 @@ def test_no_room_for_copies_is_said_before_any_is_made(
     remote: TeacherJob, sequences: Sequences, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(storage, "disk_free", lambda path: 1000)
-    with pytest.raises(UserError, match=r"needs .* of local disk .* 1e-06 GB free: point TMPDIR"):
+    with pytest.raises(UserError, match=r"need .* of local disk .* 1e-06 GB free: point TMPDIR"):
         opened(remote, sequences)
     assert copies(tmp_path) == []
 
