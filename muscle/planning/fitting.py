@@ -115,7 +115,12 @@ def _smaller(facts: Facts, resources: ResourcesConfig) -> list[int]:
 
 
 def _for_actors(facts: Facts, reckoned: Reckoned) -> Iterator[dict[str, Any]]:
+    # A whole GPU each: where there is but one, the bases then take turns.
+    whole: list[dict[str, Any]] = [{}]
+    if reckoned.resources.gpus_per_actor == "auto" and facts.hardware.kind == "cuda":
+        whole = [{"gpus_per_actor": 1}]
+        yield whole[0]
     size = facts.scoring_budget(reckoned.resources)
     while size > 256:
         size //= 2
-        yield {"scoring_tokens": size}
+        yield {**whole[0], "scoring_tokens": size}

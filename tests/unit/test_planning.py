@@ -439,8 +439,10 @@ def test_what_does_not_fit_names_settings_that_fit(seven: Facts, gpu: str) -> No
     facts = replace(seven, hardware=find_hardware(HardwareConfig(gpu=gpu)))
     given = ResourcesConfig(teachers="online")
     reckoned = reckon(facts, given)
-    (found,) = advise(facts, reckoned)
+    found, *actors = advise(facts, reckoned)
     assert found.needs > found.available and found.settings
+    # The pools of both bases share the one GPU, unless each wants a whole one.
+    assert [a.settings["gpus_per_actor"] for a in actors] == [1]
     after = reckon(facts, given.model_copy(update=found.settings))
     assert not after.without_room(("train",))
     most = max(s.memory.total for s in after.steps if s.kind == "train")
