@@ -1,7 +1,7 @@
 """Losses of a few rows of logits and their gradient, written out, in as few passes as possible.
 
 Shapes: r rows, V logits of the student, W of the teacher. Everything works in place on buffers
-that the caller owns; what is summed over a row is kept in fp64.
+that the caller owns; a row's losses are in fp64, made of sums in the logits' dtype.
 """
 
 from dataclasses import dataclass

@@ -6,7 +6,6 @@ from typing import Any
 
 from muscle.config import Experiment, ResourcesConfig
 from muscle.losses.needs import READS_OLD, needed_teachers
-from muscle.metrics.power import smallest_difference
 from muscle.models.load import torch_dtype
 from muscle.planning.facts import Facts, Wing
 from muscle.planning.flops import body_forward, forward_pass, head_forward, training_pass
@@ -342,11 +341,6 @@ def _actor_share(resources: ResourcesConfig) -> float:
     per_worker = resources.gpus_per_worker
     gpus = resources.workers * (1.0 if per_worker == "auto" else float(per_worker))
     return min(1.0, gpus / 2)
-
-
-def difference(facts: Facts) -> float:
-    """The smallest NFR change that the task's examples can show, as a fraction."""
-    return smallest_difference(facts.examples)
 
 
 def totals(steps: tuple[StepEstimate, ...]) -> Mapping[str, Any]:

@@ -134,7 +134,7 @@ def training_memory(
         logits: of `logit_bytes`.
         kind: "cuda" or "cpu".
         teacher: bytes of a second adapter on the student's base.
-        old_teacher: bytes of a whole frozen model beside it, its forward included.
+        old_teacher: bytes of a whole frozen model beside it.
         signals: bytes of the hidden states at scored positions: the student's, the gradient
             they get, and the teachers'.
     """

@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from muscle.config import Experiment
-from muscle.metrics.power import DISCORDANT
-from muscle.planning.estimate import Reckoned, StepEstimate, difference, reckon, totals
+from muscle.metrics.power import DISCORDANT, smallest_difference
+from muscle.planning.estimate import Reckoned, StepEstimate, reckon, totals
 from muscle.planning.facts import Facts, gather_facts
 from muscle.planning.fitting import Advice, advise
 from muscle.planning.hardware import Hardware
@@ -55,7 +55,7 @@ def plan_experiment(experiment: Experiment, output: str) -> Plan:
         reckoned=reckoned,
         advice=tuple(advise(facts, reckoned)),
         examples=facts.examples,
-        difference=difference(facts),
+        difference=smallest_difference(facts.examples),
         training_tokens=facts.training_budget(experiment.resources),
         notes=_notes(facts, reckoned),
     )

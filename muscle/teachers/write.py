@@ -24,9 +24,7 @@ from muscle.models.sequences import Batch, collate, micro_batches, tokenise
 from muscle.models.structure import check_structure, hidden_states
 from muscle.tables import read_examples
 from muscle.teachers.job import TeacherAsk, TeacherBase, TeacherJob
-from muscle.teachers.shards import HEAD, Unit, finish, missing, whole, write_piece
-
-__all__ = ["TOKENS", "Writer", "finish", "missing"]
+from muscle.teachers.shards import HEAD, Unit, whole, write_piece
 
 TOKENS = {"cpu": 1024, "cuda": 16384}
 """Tokens of one forward by kind of device, where the job doesn't say."""
