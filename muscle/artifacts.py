@@ -80,6 +80,11 @@ class Store:
         self._verified[step, key] = artifact
         return artifact
 
+    def look_again(self, step: str, key: str) -> Artifact | None:
+        """`find`, not trusting what was found before: a reader may have removed a bad file."""
+        self._verified.pop((step, key), None)
+        return self.find(step, key)
+
     def new_attempt(self, step: str, key: str) -> str:
         """A fresh folder for an attempt at this artifact."""
         return storage.join(self.folder(step, key), f"attempt-{uuid.uuid4().hex[:8]}")

@@ -90,8 +90,7 @@ class Pipeline:
                 self.on_progress(Progress(step.label, 1, 1, "artifact", "reused"))
         self.workshop.once(self.plan.examples, self._write_examples)
         self._train([s for s in steps if s.kind == "task-adapter"])
-        self.teaching.make(self.workshop, self.launcher)
-        self._train([s for s in steps if s.kind == "compat-adapter"])
+        self._train_compat([s for s in steps if s.kind == "compat-adapter"])
         self._evaluate()
         return self._report()
 
@@ -102,6 +101,17 @@ class Pipeline:
         write_examples(folder / "train.parquet", train)
         write_examples(folder / "validation.parquet", validation)
         return {"train": len(train), "validation": len(validation)}
+
+    def _train_compat(self, steps: Sequence[Step]) -> None:
+        """Cache the teachers and train from them; what was damaged on disk is made again, once."""
+        self.teaching.make(self.workshop, self.launcher)
+        try:
+            self._train(steps)
+        except UserError:
+            if not self.teaching.lost():
+                raise
+            self.teaching.make(self.workshop, self.launcher)
+            self._train(steps)
 
     def _train(self, steps: Sequence[Step]) -> None:
         missing = self.workshop.missing(steps)

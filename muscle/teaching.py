@@ -100,6 +100,11 @@ class Teaching:
                 known = finish(job, asks[folder])
                 self.store.commit(step.kind, step.key, folder, step.inputs, {}, known)
 
+    def lost(self) -> bool:
+        """Whether a cache that a training was to read isn't whole any more: who finds a
+        damaged file removes it."""
+        return any(self.store.look_again(s.kind, s.key) is None for s in self.steps())
+
     def job(self, workshop: Workshop, steps: Sequence[Step]) -> TeacherJob:
         """What the launcher is told: for each base its signals."""
         bases: dict[str, tuple[Base, list[TeacherAsk]]] = {}

@@ -117,7 +117,8 @@ def quiet_libraries(verbose: bool) -> None:
     import ray.train
 
     for library in (ray, ray.data, ray.train):  # they set their loggers up at import
-        logging.getLogger(library.__name__).setLevel(logging.ERROR)
+        # What fails reaches the user as one line of ours.
+        logging.getLogger(library.__name__).setLevel(logging.CRITICAL)
 
 
 def check_resources(resources: ResourcesConfig) -> None:

@@ -231,6 +231,12 @@ def _lines(plan: Plan) -> list[str]:
         f"{plan.examples} examples show a change of NFR of {100 * plan.difference:.1f} points or "
         f"more (power 0.8, two-sided 0.05, {100 * DISCORDANT:.0f} % discordant)"
     )
+    wanted = plan.reckoned.resources.gpus_per_worker
+    if plan.hardware.kind == "cpu" and wanted not in ("auto", 0):
+        lines.append(
+            f"resources.gpus_per_worker asks for {wanted:g} and this machine has none: "
+            "name the GPUs with hardware.gpu"
+        )
     if plan.fits:
         lines.append(f"everything fits, with {1 - MARGIN:.0%} of the memory kept free")
     return lines
@@ -239,7 +245,7 @@ def _lines(plan: Plan) -> list[str]:
 def advice_line(found: Advice) -> str:
     """What doesn't fit, and the settings that would mend it, with their number."""
     what = (
-        f"does not fit: {', '.join(found.steps)} needs {gib(found.needs)} GiB, "
+        f"does not fit: {', '.join(found.steps)}: {gib(found.needs)} GiB at most, "
         f"there is room for {gib(found.available)}"
     )
     if not found.settings:
