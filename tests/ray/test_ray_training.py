@@ -80,7 +80,7 @@ def assert_same(job: TrainJob, expected: TrainJob) -> None:
 
 @pytest.mark.parametrize(
     ("stage", "workers"),
-    [("zero1", 1), ("zero1", 2), ("zero2", 2), ("zero3", 1), ("zero3", 2), ("zero3-offload", 2)],
+    [("zero1", 1), ("zero1", 2), ("zero2", 2), ("zero3", 2), ("zero3-offload", 2)],
 )
 def test_every_stage_and_any_number_of_workers_equal_the_plain_loop(
     stage: str, workers: int, compat: TrainJob, plain: TrainJob, tmp_path: Path, ray_local: None
@@ -94,9 +94,8 @@ def test_every_stage_and_any_number_of_workers_equal_the_plain_loop(
     assert_same(job, plain)
 
 
-@pytest.mark.parametrize("stage", ["zero1", "zero3"])
 def test_micro_batches_add_up_in_bfloat16_too(
-    stage: str, make_job: MakeJob, tmp_path: Path, ray_local: None
+    make_job: MakeJob, tmp_path: Path, ray_local: None
 ) -> None:
     from muscle.launch.training import train_all
 
@@ -104,7 +103,7 @@ def test_micro_batches_add_up_in_bfloat16_too(
     for tokens in (1000, 20):  # one micro-batch for an update, and several
         job = make_job(tmp_path / str(tokens), training_tokens=tokens)
         settings = job.training.model_copy(update={"dtype": "bfloat16", "epochs": 1})
-        job = dataclasses.replace(job, training=settings, deepspeed=read_deepspeed(stage))
+        job = dataclasses.replace(job, training=settings, deepspeed=read_deepspeed("zero1"))
         train_all([job], ResourcesConfig(cpus_per_worker=1), silent)
         norms.append([r["gradient_norm"] for r in curve(job)])
     assert norms[0] == pytest.approx(norms[1], rel=0.05)
