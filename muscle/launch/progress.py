@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -65,6 +65,21 @@ class Poster:
         if now - self.last >= INTERVAL_S or progress.done >= progress.total:
             self.last = now
             self.board.post.remote(progress)
+
+
+def failure_of(board: Any, title: str) -> str | None:
+    """What a user must mend for a stage to go on; None too where the board's node was lost."""
+    try:
+        said: str | None = ray.get(board.failure.remote(title))
+    except ray.exceptions.RayActorError:
+        return None
+    return said
+
+
+def post_failure(board: Any, title: str, error: str) -> None:
+    """Say what a user must mend; when this returns the board has it, or is lost."""
+    with suppress(ray.exceptions.RayActorError):
+        ray.get(board.fail.remote(title, error))
 
 
 @contextmanager

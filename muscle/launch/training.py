@@ -16,7 +16,7 @@ from muscle import storage
 from muscle.config import ResourcesConfig
 from muscle.errors import UserError
 from muscle.launch import cluster
-from muscle.launch.progress import Poster, watching
+from muscle.launch.progress import Poster, failure_of, post_failure, watching
 from muscle.training.job import EpochRecord, OnProgress, Progress, TrainJob
 
 RESIZE_SECONDS = 60.0
@@ -105,7 +105,7 @@ def _train(job: TrainJob, resources: ResourcesConfig, width: int, board: Any) ->
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
-        said = ray.get(board.failure.remote(job.title))
+        said = failure_of(board, job.title)
         if said is not None:
             raise UserError(said) from None
         raise UserError(f"{job.title} failed: {_reason(error)}") from error
@@ -126,14 +126,14 @@ def _reason(error: Exception) -> str:
 def _worker(config: dict[str, Any]) -> None:
     """What every training worker runs; imports late, since only workers need torch."""
     job, board = TrainJob.from_json(config["job"]), config["board"]
-    said = ray.get(board.failure.remote(job.title))
+    said = failure_of(board, job.title)
     if said is not None:  # a restart can't mend what a user must
         raise UserError(said)
     try:
         _train_here(job, config["cpus"], Poster(board))
     except UserError as error:
         # Not into a file: what is wrong may be that none can be written.
-        ray.get(board.fail.remote(job.title, str(error)))
+        post_failure(board, job.title, str(error))
         raise
 
 

@@ -1,12 +1,10 @@
 """Run by test_ray_elastic: trains on a cluster of two nodes, of which one is killed and comes back.
 
-Arguments: a job as a JSON file, a file for what was seen, and what happens to the node:
-"killed" (nobody is told) or "drained" (a notice with a deadline, as of a spot instance).
+Arguments: a job as a JSON file, and a file for what was seen.
 """
 
 import json
 import os
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +13,6 @@ from typing import Any
 
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray stays on the loopback
 os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "20"
-os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "0.2"
 
 import psutil
 from ray.cluster_utils import Cluster
@@ -52,8 +49,8 @@ def workers() -> list[psutil.Process]:
 class Watcher:
     """Takes the second node away in the middle, and gives it back; notes what it saw."""
 
-    def __init__(self, job: TrainJob, nodes: Cluster, second: Any, how: str):
-        self.job, self.nodes, self.second, self.how = job, nodes, second, how
+    def __init__(self, job: TrainJob, nodes: Cluster, second: Any):
+        self.job, self.nodes, self.second = job, nodes, second
         self.seen: dict[str, Any] = {}
 
     def updates(self) -> int:
@@ -73,10 +70,6 @@ class Watcher:
 
     def run(self) -> None:
         self.wait("two workers", lambda: len(workers()) == 2 and self.updates() >= 3)
-        if self.how == "drained":
-            self.drain()
-            # The clock saves nothing and epochs end at tens: only the notice can do this.
-            self.wait("saved on notice", lambda: self.updates() % 10 != 0)
         self.nodes.remove_node(self.second, allow_graceful=False)
         lost_at = self.updates()
         self.wait("one worker", lambda: len(workers()) == 1 and self.updates() >= lost_at + 3)
@@ -89,19 +82,8 @@ class Watcher:
         back_at = self.updates()
         self.wait("two again", lambda: len(workers()) == 2 and self.updates() >= back_at + 3)
 
-    def drain(self) -> None:
-        """What a cloud's notice of reclaim comes down to, by Ray's own command."""
-        notice = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
-        where = ["--address", self.nodes.address, "--node-id", self.second.node_id]
-        command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node"]
-        subprocess.run(
-            [*command, *where, *notice, "--deadline-remaining-seconds", "60"],
-            check=True,
-            capture_output=True,
-        )
 
-
-def main(job_file: str, seen_file: str, how: str) -> None:
+def main(job_file: str, seen_file: str) -> None:
     job = TrainJob.from_json(json.loads(Path(job_file).read_text(encoding="utf-8")))
     training.RESIZE_SECONDS = 2.0
     head = {"num_cpus": 0, "node_ip_address": LOOPBACK, "include_dashboard": False}
@@ -111,7 +93,7 @@ def main(job_file: str, seen_file: str, how: str) -> None:
     )
     both = [nodes.add_node(num_cpus=1, node_ip_address=LOOPBACK) for _ in range(2)]
     connection.connect(nodes.address)
-    watcher = Watcher(job, nodes, both[1], how)
+    watcher = Watcher(job, nodes, both[1])
     resources = ResourcesConfig(workers=2, min_workers=1, cpus_per_worker=1)
     with ThreadPoolExecutor(1) as pool:
         # Nodes can be started from the main thread only.

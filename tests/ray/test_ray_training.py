@@ -273,3 +273,17 @@ def test_a_workers_user_error_is_one_line_and_not_retried(
         )
     assert "adapter" in str(caught.value) and "\n" not in str(caught.value)
     assert not Path(tmp_path / "out").exists()
+
+
+def test_a_lost_board_is_no_failure(ray_local: None) -> None:
+    """The progress board may be on a node that is lost; trainings go on without it."""
+    import ray
+
+    from muscle.launch.progress import failure_of, post_failure, watching
+
+    with watching(silent) as board:
+        post_failure(board, "train new", "mend this")
+        assert failure_of(board, "train new") == "mend this"
+        ray.kill(board)
+        assert failure_of(board, "train new") is None
+        post_failure(board, "train new", "mend this")
