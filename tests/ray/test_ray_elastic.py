@@ -24,13 +24,13 @@ MakeJob = Callable[..., TrainJob]
 
 @pytest.fixture(scope="module")
 def long_job(make_job: MakeJob, tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
-    """120 updates of 40 micro-batches, saved after each: time enough to lose and find nodes."""
+    """80 updates of 40 micro-batches, saved after each: time enough to lose and find nodes."""
     folder = tmp_path_factory.mktemp("long")
     rows = [TrainingExample(str(i), f"item {'x' * (i % 5)} {i}:", " blue") for i in range(404)]
     write_examples(folder / "train.parquet", rows[:400])
     write_examples(folder / "validation.parquet", rows[400:])
     job = make_job(folder, examples=str(folder), training_tokens=1, checkpoint_seconds=0.0)
-    settings = {"epochs": 12, "batch_size": 40, "accumulation": 1, "learning_rate": 1e-3}
+    settings = {"epochs": 8, "batch_size": 40, "accumulation": 1, "learning_rate": 1e-3}
     return dataclasses.replace(
         job,
         adapter=AdapterConfig(r=4, alpha=8, dropout=0.1),
@@ -64,10 +64,10 @@ def test_a_lost_node_and_its_return_change_nothing_but_rounding(
     )
     assert result.returncode == 0, result.stdout + result.stderr
     seen = json.loads((tmp_path / "seen.json").read_text())
-    assert seen["two workers"] < seen["one worker"] < seen["two again"] < 120
+    assert seen["two workers"] < seen["one worker"] < seen["two again"] < 80
     got = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert got.keys() == undisturbed.keys()
     difference = sum(float((got[n] - undisturbed[n]).norm() ** 2) for n in got) ** 0.5
     size = sum(float(tensor.norm() ** 2) for tensor in undisturbed.values()) ** 0.5
     assert difference < 1e-4 * size
-    assert len((tmp_path / "out" / "curve.jsonl").read_text().splitlines()) == 120
+    assert len((tmp_path / "out" / "curve.jsonl").read_text().splitlines()) == 80
