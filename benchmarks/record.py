@@ -21,6 +21,11 @@ RESULTS = Path(__file__).resolve().parent / "results"
 PACKAGES = ("torch", "transformers", "lm_eval", "peft", "ray", "tokenizers", "trl")
 
 
+def say(text: str) -> None:
+    """To the terminal at once."""
+    print(text, flush=True)
+
+
 def machine() -> dict[str, Any]:
     """The processor, its cores, the memory and the GPUs; no names of hosts."""
     found: dict[str, Any] = {

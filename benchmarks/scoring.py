@@ -20,6 +20,7 @@ from typing import Any
 
 import record
 from agreement import agreement
+from record import say
 
 HERE = Path(__file__).resolve().parent
 SIZES = {"cpu": [1, 4, 8, 16, 32, 64], "cuda": [1, 8, 32, 64, 128, 256]}
@@ -229,11 +230,6 @@ def cell(value: Any) -> str:
     if isinstance(value, dict):
         return f"{value['median']:.2f} ({value['min']:.2f} to {value['max']:.2f})"
     return f"{value:.2f}"
-
-
-def say(text: str) -> None:
-    """To the terminal at once."""
-    print(text, flush=True)
 
 
 def main() -> None:

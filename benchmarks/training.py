@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import record
+from record import say
 
 HERE = Path(__file__).resolve().parent
 SIDES = ["compat", "ce", "ce-hf", "online", "naive", "trl-gkd", "trl-chunked"]
@@ -281,11 +282,6 @@ def show(result: dict[str, Any]) -> None:
     say(f"cache: {cache['bytes_per_token']} bytes per token, "
         f"{cache['seconds_per_token'] * 1e6:.0f} us per token to compute, "
         f"pays after {cache.get('passes_to_pay') or float('nan'):.2f} passes")  # fmt: skip
-
-
-def say(text: str) -> None:
-    """To the terminal at once."""
-    print(text, flush=True)
 
 
 def main() -> None:

@@ -151,10 +151,10 @@ def plan(
     Reads configs, tokenizers and the task, no weights. Exit code 0: every step fits; 3: one
     doesn't, and the settings that would make it fit are named; 2: wrong usage.
     """
-    from muscle.planning.command import show
+    from muscle.commands import plan_costs
 
     with stoppable():
-        code = show(experiment, set_ or [], output, json_)
+        code = plan_costs(experiment, set_ or [], output, json_)
     raise typer.Exit(code)
 
 

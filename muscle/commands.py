@@ -1,5 +1,6 @@
 """What the commands do, once parsed: the seam between the terminal and the rooms."""
 
+import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 # Libraries' notices to other libraries; nothing a user could mend.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\b")
+
+NO_ROOM = 3
+"""Exit code of a plan with a step that doesn't fit."""
 
 
 def run_experiment(
@@ -94,6 +98,28 @@ def evaluate_models(
         with ProgressDisplay(console) as display:
             done = Evaluating(plan, output, launcher, display).run()
     show_evaluated(done, console)
+
+
+def plan_costs(file: Path, overrides: Sequence[str], output: str | None, as_json: bool) -> int:
+    """`muscle plan`: reckon and print; returns the exit code, 0 when all fits, else `NO_ROOM`.
+
+    Raises:
+        UserError: whatever a user can mend.
+    """
+    from muscle.planning.view import plan_experiment, print_plan, to_json
+
+    experiment = load_experiment(file, overrides)
+    check_settings(experiment)
+    output = output or f"runs/{experiment.name}"
+    console = Console()
+    if as_json:
+        plan = plan_experiment(experiment, output)
+        print(json.dumps(to_json(plan), indent=1))
+    else:
+        with console.status("reading task, data and models"):
+            plan = plan_experiment(experiment, output)
+        print_plan(plan, console)
+    return 0 if plan.fits else NO_ROOM
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The two ways in which a command ends badly."""
+"""Errors that are told apart: what a user can mend, and what only a new process can."""
 
 
 class UserError(Exception):
@@ -7,3 +7,8 @@ class UserError(Exception):
     The message is one line that names the setting, the value and the mend. The
     command line prints it without a traceback and exits with code 2.
     """
+
+
+def breaks_device(error: BaseException) -> bool:
+    """Whether every later call on the GPU fails too, whatever it is asked."""
+    return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)

@@ -6,11 +6,10 @@ from typing import Any, Protocol
 
 from muscle import storage
 from muscle.artifacts import Store
-from muscle.config import Experiment
 from muscle.errors import UserError
 from muscle.losses.needs import needed_teachers
 from muscle.models.adapters import WEIGHTS
-from muscle.models.load import load_config, load_tokenizer
+from muscle.models.load import load_config, load_tokenizer, torch_dtype
 from muscle.models.sequences import tokenise
 from muscle.plan import Base, Plan, Run, Step, training_split
 from muscle.steps import Workshop
@@ -18,10 +17,8 @@ from muscle.teachers.choose import Choice, choose
 from muscle.teachers.job import TeacherAsk, TeacherBase, TeacherJob
 from muscle.teachers.shards import finish
 from muscle.training.job import CachedTeacher, OnProgress, Progress
-from muscle.training.settings import read_deepspeed
+from muscle.training.settings import zero_stage
 from muscle.types import Version
-
-BYTES = {"float32": 4, "bfloat16": 2}
 
 
 class Cacher(Protocol):
@@ -60,7 +57,7 @@ class Teaching:
             experiment.compat_training.epochs * _most_per_pair(self.plan, runs),
             needed,
             free,
-            read_deepspeed(resources.deepspeed)["zero_optimization"]["stage"] == 3,
+            zero_stage(resources.deepspeed) == 3,
             experiment.compatibility.mask,
         )
         if choice.cached and free is not None and needed > free:
@@ -161,13 +158,14 @@ class Teaching:
 
     def _bytes(self, steps: Sequence[Step]) -> int:
         """What the caches of these steps still take on disk; a stopped run has written some."""
-        tokens = loss_tokens(self.plan.experiment, self.plan)
+        tokens = _loss_tokens(self.plan)
+        itemsize = torch_dtype(self.plan.experiment.training.dtype).itemsize
         size = 0
         for step in steps:
             base = self.plan.base(self._who(step)[0]).config
             width = load_config(base.model, base.revision).get_text_config().hidden_size
             there = sum(storage.sizes(self.store.shared_attempt(step.kind, step.key)).values())
-            size += max(1, tokens * width * BYTES[self.plan.experiment.training.dtype] - there)
+            size += max(1, tokens * width * itemsize - there)
         return size
 
     def _identity(self, workshop: Workshop, step: Step) -> dict[str, Any]:
@@ -177,13 +175,12 @@ class Teaching:
         return {**step.inputs, "weights": storage.sha256(storage.join(folder, WEIGHTS))}
 
 
-def loss_tokens(experiment: Experiment, plan: Plan) -> int:
+def _loss_tokens(plan: Plan) -> int:
     """Tokens in the loss of one pass over the training split."""
-    train, _ = training_split(experiment, plan.task)
+    train, _ = training_split(plan.experiment, plan.task)
     tokenizer = load_tokenizer(plan.new.config.model, plan.new.config.revision)
-    settings = experiment.training
-    data = tokenise(train, tokenizer, settings.max_length, settings.loss_on)
-    return sum(data.targets(i) for i in range(len(data)))
+    settings = plan.experiment.training
+    return tokenise(train, tokenizer, settings.max_length, settings.loss_on).all_targets()
 
 
 def adapter_folder(plan: Plan, workshop: Workshop, version: Version, run: Run) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from muscle import storage
-from muscle.errors import UserError
+from muscle.errors import UserError, breaks_device
 from muscle.evaluation.job import Ask, BaseJob, EvaluateJob, QuerySet
 from muscle.tables import group_sizes, read_answers, read_query_group, write_answers
 from muscle.types import Answer, Query
@@ -201,8 +201,7 @@ def _end_if_broken(error: Exception) -> None:
     """Let through what the row isn't to blame for, or what a new process must mend."""
     if isinstance(error, UserError | OSError):
         raise error
-    # After such an error every call on the device fails, whatever it is asked.
-    if type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error):
+    if breaks_device(error):
         raise WorkerBrokenError(str(error)) from error
 
 

@@ -7,6 +7,7 @@ import pyarrow as pa
 import ray
 
 from muscle.config import ResourcesConfig
+from muscle.errors import breaks_device
 from muscle.launch.pools import work_off
 from muscle.launch.progress import watching
 from muscle.teachers.job import TeacherJob
@@ -37,9 +38,8 @@ class Teacher:
             try:
                 done = self.writer.write((row["ask"], row["shard"]))
             except RuntimeError as error:
-                # After such an error every call on the device fails: a new process mends it.
-                if type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error):
-                    os._exit(1)
+                if breaks_device(error):
+                    os._exit(1)  # Ray starts a new process in its place
                 raise
             self.board.add.remote(STAGE, done, self.total, "sequences")
         return batch

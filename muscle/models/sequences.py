@@ -6,8 +6,8 @@ the student's position i.
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,10 @@ class Sequences:
     def targets(self, index: int) -> int:
         """How many tokens of a sequence are in the loss."""
         return len(self.ids[index]) - self.first[index]
+
+    def all_targets(self) -> int:
+        """How many tokens of all sequences are in the loss."""
+        return sum(map(self.targets, range(len(self))))
 
     def fingerprint(self) -> str:
         """A hash of every token and of what is in the loss: equal for equal data, tokenizer,
@@ -62,14 +66,13 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device."""
-        return Batch(
-            self.input_ids.to(device),
-            self.attention_mask.to(device),
-            self.scored.to(device),
-            self.gold.to(device),
-            self.sequence.to(device),
-            {name: hidden.to(device) for name, hidden in self.teachers.items()},
-        )
+        return self.each(lambda tensor: tensor.to(device))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The same batch with `change` applied to every tensor in it."""
+        parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed = {n: change(v) for n, v in parts.items() if isinstance(v, Tensor)}
+        return replace(self, **changed, teachers={n: change(v) for n, v in self.teachers.items()})
 
 
 def tokenise(

@@ -18,8 +18,9 @@ from muscle.planning.memory import (
     read_sharding,
     training_memory,
 )
+from muscle.planning.meta import MetaModel
 from muscle.teachers.choose import Choice, choose
-from muscle.training.settings import read_deepspeed
+from muscle.training.settings import read_deepspeed, zero_stage
 from muscle.types import VERSIONS, Version
 
 OPERATION_SECONDS = {"cpu": 12e-6, "cuda": 8e-6}
@@ -110,12 +111,11 @@ def reckon_cache(facts: Facts, resources: ResourcesConfig) -> CacheEstimate:
     for teacher in needs:
         wing = facts.wing(teacher)
         times = _signals(experiment, teacher)
-        positions = sum(wing.train.targets(i) for i in range(len(wing.train)))
-        total += times * positions * wing.trained.hidden * itemsize
+        total += times * wing.train.all_targets() * wing.trained.hidden * itemsize
         signals += times
     pairs = {tuple(_identity(experiment, t, run) for t in needs) for run in experiment.runs}
     passes = experiment.compat_training.epochs * len(experiment.runs) // max(1, len(pairs))
-    zero3 = read_sharding(read_deepspeed(resources.deepspeed), 1).stage == 3
+    zero3 = zero_stage(resources.deepspeed) == 3
     mask = experiment.compatibility.mask
     choice = choose(resources.teachers, passes, total, facts.disk_free, zero3, mask)
     return CacheEstimate(total, signals, passes, facts.disk_free, choice)
@@ -242,18 +242,38 @@ def _caching(facts: Facts, resources: ResourcesConfig, teacher: str) -> StepEsti
     peak = facts.forward_peak(wing, model, work.rows, work.length)
     actors = resources.max_actors
     seconds = _seconds(hardware, model.dtype, flops, count * peak.operations * work.batches, actors)
+    memory = forward_memory(model, count, peak.most, 0.0, 0.0, hardware.kind)
+    tokens = count * work.tokens
+    return _of_actors(
+        facts, resources, model, ("cache", teacher), count, tokens, flops, seconds, memory
+    )
+
+
+def _of_actors(
+    facts: Facts,
+    resources: ResourcesConfig,
+    model: MetaModel,
+    what: tuple[str, str],
+    count: int,
+    tokens: int,
+    flops: float,
+    seconds: float,
+    memory: Memory,
+) -> StepEstimate:
+    """A step of scoring actors; `what` is its kind and whose it is, the sums are of all repeats."""
+    hardware, actors = facts.hardware, resources.max_actors
     return StepEstimate(
-        kind="cache",
-        label=f"cache {teacher}",
+        kind=what[0],
+        label=" ".join(what),
         count=count,
         parameters=model.base,
         adapter=model.adapter,
-        tokens=count * work.tokens,
+        tokens=tokens,
         flops=flops,
         hours=seconds / 3600,
         gpus=actors,
         dollars=_dollars(hardware, seconds, actors),
-        memory=forward_memory(model, count, peak.most, 0.0, 0.0, hardware.kind),
+        memory=memory,
         available=_available(hardware, _actor_share(resources), 2 * actors),
     )
 
@@ -292,21 +312,12 @@ def _evaluation(facts: Facts, resources: ResourcesConfig, version: Version) -> S
     cache = float(held * model.cache_width * model.layers * itemsize)
     head = min(budget, max(1, facts.head_elements // model.vocabulary)) * model.vocabulary
     masks = rows * longest * longest * itemsize
-    return StepEstimate(
-        kind="evaluate",
-        label=f"evaluate {version}",
-        count=count,
-        parameters=model.base,
-        adapter=model.adapter,
-        tokens=count * asked.tokens,
-        flops=flops,
-        hours=seconds / 3600,
-        gpus=actors,
-        dollars=_dollars(hardware, seconds, actors),
-        memory=forward_memory(
-            model, adapters, peak.most + masks, (4.0 + itemsize) * head, cache, hardware.kind
-        ),
-        available=_available(hardware, _actor_share(resources), 2 * actors),
+    memory = forward_memory(
+        model, adapters, peak.most + masks, (4.0 + itemsize) * head, cache, hardware.kind
+    )
+    tokens = count * asked.tokens
+    return _of_actors(
+        facts, resources, model, ("evaluate", version), count, tokens, flops, seconds, memory
     )
 
 

@@ -53,7 +53,7 @@ def read_sharding(config: dict[str, Any], workers: int) -> Sharding:
     return Sharding(
         stage=stage,
         workers=workers,
-        offload_weights=zero.get("offload_param", {}).get("device", "none") != "none",
+        offload_weights=_offloads(zero, "offload_param"),
         offload_optimizer=_offloads(zero, "offload_optimizer"),
         buffers=buckets * bucket + prefetch,
         live=int(zero.get("stage3_max_live_parameters", 1e9)) if stage == 3 else 0,

@@ -8,7 +8,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -110,7 +110,7 @@ class Batches:
             return batch.to(self.device), None
         with torch.cuda.stream(self._stream):
             # Only from pinned memory does a copy leave the processor free.
-            batch = _each(batch, lambda t: t.pin_memory().to(self.device, non_blocking=True))
+            batch = batch.each(lambda t: t.pin_memory().to(self.device, non_blocking=True))
             return batch, self._stream.record_event()
 
     def _ready(self, batch: Batch, copied: Any) -> Batch:
@@ -123,11 +123,4 @@ class Batches:
             tensor.record_stream(here)  # else its memory could be given away too early
             return tensor
 
-        return _each(batch, used_here)
-
-
-def _each(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-    """A batch with `change` applied to every tensor in it."""
-    parts: dict[str, Any] = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    changed = {n: change(v) for n, v in parts.items() if isinstance(v, Tensor)}
-    return replace(batch, **changed, teachers={n: change(v) for n, v in batch.teachers.items()})
+        return batch.each(used_here)

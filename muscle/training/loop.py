@@ -285,8 +285,7 @@ class _Trainer:
             for micro, batch in stream:
                 sums = self.engine.forward(batch, plain=True)
                 total += sums.loss.double().cpu() * micro.weight
-        tokens = sum(self.validation.targets(row) for row in everything)
-        return float(self.engine.total(total).item() / tokens)
+        return float(self.engine.total(total).item() / self.validation.all_targets())
 
 
 def _check_agreement(engine: Engine, state: TrainState) -> None:

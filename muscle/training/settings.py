@@ -43,6 +43,11 @@ def read_deepspeed(name: str) -> dict[str, Any]:
     return dict(config)
 
 
+def zero_stage(name: str) -> int:
+    """The ZeRO stage, 1 to 3, of a configuration by name or path; errors of `read_deepspeed`."""
+    return int(read_deepspeed(name)["zero_optimization"]["stage"])
+
+
 def check_tracking(config: TrackingConfig | None) -> None:
     """Refuse a tracker whose package isn't installed; imports nothing, starts nothing.
 

@@ -2,10 +2,13 @@
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 
 import psutil
 import pytest
+
+from muscle.training.job import OnProgress
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +37,28 @@ def kill_worker() -> Callable[[str], bool]:
         return False
 
     return kill
+
+
+@pytest.fixture
+def losing_an_actor(
+    kill_worker: Callable[[str], bool],
+) -> Callable[[Callable[[OnProgress], object]], None]:
+    """`losing_an_actor(work)`: run work(on_progress), and SIGKILL one of its actors as soon as
+    something is done; asserts that there was one to kill."""
+
+    def lose(work: Callable[[OnProgress], object]) -> None:
+        killed = threading.Event()
+        started = threading.Event()
+
+        def kill_one() -> None:
+            started.wait(120)
+            if kill_worker("MapWorker"):
+                killed.set()
+
+        killer = threading.Thread(target=kill_one)
+        killer.start()
+        work(lambda progress: started.set() if progress.done else None)
+        killer.join()
+        assert killed.is_set()
+
+    return lose

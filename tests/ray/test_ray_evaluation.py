@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from muscle.evaluation.units import collect
 from muscle.models.adapters import new_adapter, save_adapter
 from muscle.models.load import load_base
 from muscle.tables import write_queries
-from muscle.training.job import Progress
+from muscle.training.job import OnProgress, Progress
 from muscle.types import Answer, Query, Request
 
 pytestmark = pytest.mark.slow
@@ -126,24 +125,12 @@ def test_a_killed_actor_changes_nothing(
     alone: dict[str, list[Answer]],
     tmp_path: Path,
     ray_local: None,
-    kill_worker: Callable[[str], bool],
+    losing_an_actor: Callable[[Callable[[OnProgress], object]], None],
 ) -> None:
     from muscle.launch.evaluation import evaluate
 
-    killed = threading.Event()
-    started = threading.Event()
-
-    def kill_one() -> None:
-        started.wait(120)
-        if kill_worker("MapWorker"):
-            killed.set()
-
-    killer = threading.Thread(target=kill_one)
-    killer.start()
     here = into(job, tmp_path)
-    evaluate(here, ResourcesConfig(), lambda p: started.set() if p.done else None)
-    killer.join()
-    assert killed.is_set()
+    losing_an_actor(lambda on_progress: evaluate(here, ResourcesConfig(), on_progress))
     assert_same(here, alone)
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import sys
-import threading
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from muscle.errors import UserError
 from muscle.tables import write_examples
 from muscle.teachers.job import TeacherAsk, TeacherBase, TeacherJob
 from muscle.teachers.shards import finish, missing
-from muscle.training.job import Progress
+from muscle.training.job import OnProgress, Progress
 from muscle.types import TrainingExample
 
 pytestmark = pytest.mark.slow
@@ -102,24 +101,12 @@ def test_a_killed_actor_changes_nothing(
     alone: dict[str, bytes],
     tmp_path: Path,
     ray_local: None,
-    kill_worker: Callable[[str], bool],
+    losing_an_actor: Callable[[Callable[[OnProgress], object]], None],
 ) -> None:
     from muscle.launch.teachers import cache_all
 
-    killed = threading.Event()
-    started = threading.Event()
-
-    def kill_one() -> None:
-        started.wait(120)
-        if kill_worker("MapWorker"):
-            killed.set()
-
-    killer = threading.Thread(target=kill_one)
-    killer.start()
     here = into(job, tmp_path)
-    cache_all(here, ResourcesConfig(), lambda p: started.set() if p.done else None)
-    killer.join()
-    assert killed.is_set()
+    losing_an_actor(lambda on_progress: cache_all(here, ResourcesConfig(), on_progress))
     assert content(here) == alone
 
 

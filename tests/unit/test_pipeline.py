@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from colours import colour_settings, write_data
 from rich.console import Console
 
 from muscle.alone import Alone
@@ -19,8 +20,6 @@ from muscle.pipeline import Pipeline, check_output, claim_output
 from muscle.plan import make_plan
 from muscle.tables import read_predictions
 from muscle.training.job import OnProgress, Progress, TrainJob
-
-COLOURS = ["red", "blue", "green"]
 
 
 def silent(progress: Progress) -> None:
@@ -46,35 +45,7 @@ class Counting(Alone):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    for name, size, start in (("train", 20, 0), ("test", 12, 100)):
-        rows = [{"q": f"thing {start + i}", "a": COLOURS[i % 3]} for i in range(size)]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    return folder
-
-
-def settings(models: dict[str, str], data: Path) -> dict[str, Any]:
-    return {
-        "name": "colours",
-        "task": {
-            "name": "colours",
-            "train": str(data / "train.jsonl"),
-            "test": str(data / "test.jsonl"),
-            "prompt": "{{q}} is",
-            "choices": COLOURS,
-            "target": "a",
-        },
-        "old": {"model": models["old"]},
-        "new": {"model": models["new"]},
-        "adapter": {"r": 2, "alpha": 4},
-        "training": {
-            "learning_rate": 1e-2,
-            "warmup_steps": 1,
-            "epochs": 1,
-            "accumulation": 1,
-            "dtype": "float32",
-        },
-    }
+    return write_data(tmp_path_factory.mktemp("data"), test=12)
 
 
 def make(base: dict[str, Any], **changes: Any) -> Experiment:
@@ -88,7 +59,7 @@ def run(experiment: Experiment, output: Path, launcher: Alone | None = None) -> 
 
 @pytest.fixture(scope="module")
 def base(tiny_models: dict[str, str], data: Path) -> dict[str, Any]:
-    return settings(tiny_models, data)
+    return colour_settings(tiny_models, data)
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,11 @@
 """Teachers in a whole run: cached once for all that share them, and the same adapter as online."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from colours import colour_settings, write_data
 from safetensors.torch import load_file
 
 from muscle import storage
@@ -18,8 +18,6 @@ from muscle.plan import make_plan
 from muscle.teachers.job import TeacherJob
 from muscle.teaching import Teaching
 from muscle.training.job import OnProgress, Progress
-
-COLOURS = ["red", "blue", "green"]
 
 
 class Watching(Alone):
@@ -37,32 +35,9 @@ class Watching(Alone):
 @pytest.fixture(scope="module")
 def base(tiny_models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """An experiment of two epochs on the tiny models, as settings."""
-    folder = tmp_path_factory.mktemp("data")
-    for name, size, start in (("train", 20, 0), ("test", 6, 100)):
-        rows = [{"q": f"thing {start + i}", "a": COLOURS[i % 3]} for i in range(size)]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    return {
-        "name": "colours",
-        "task": {
-            "name": "colours",
-            "train": str(folder / "train.jsonl"),
-            "test": str(folder / "test.jsonl"),
-            "prompt": "{{q}} is",
-            "choices": COLOURS,
-            "target": "a",
-        },
-        "old": {"model": tiny_models["old"]},
-        "new": {"model": tiny_models["new"]},
-        "adapter": {"r": 2, "alpha": 4},
-        "training": {
-            "learning_rate": 1e-2,
-            "warmup_steps": 1,
-            "epochs": 2,
-            "accumulation": 1,
-            "dtype": "float32",
-        },
-        "storage": str(tmp_path_factory.mktemp("storage")),
-    }
+    settings = colour_settings(tiny_models, write_data(tmp_path_factory.mktemp("data"), test=6))
+    training = {**settings["training"], "epochs": 2}
+    return {**settings, "training": training, "storage": str(tmp_path_factory.mktemp("storage"))}
 
 
 def make(base: dict[str, Any], teachers: str = "auto", **changes: Any) -> Experiment:
