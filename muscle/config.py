@@ -24,6 +24,10 @@ BackendName = Literal["transformers", "continuous", "vllm"]
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+Interpolation = Annotated[float, Field(gt=0.0, le=2.0)]
+
+TUNING_FRACTION = 0.2
+"""Share of the training split that `muscle tune` compares trials on, where none is given."""
 
 
 class Part(BaseModel):
@@ -147,7 +151,10 @@ class TrainingConfig(Part):
     loss_on: Literal["all", "answer"] = "all"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # assumed
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
-    limit: Positive | None = None  # examples of the training split, before the 80/20 split
+    limit: Positive | None = None  # examples of the training split, before any split
+    # Held out before the 80/20 split, for `muscle tune` to compare trials on; it takes
+    # `TUNING_FRACTION` where nothing is given, and a plain run holds nothing out then.
+    tuning_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
 
     @property
     def update_size(self) -> int:
@@ -159,7 +166,8 @@ class CompatibilityConfig(Part):
     """L = (1 - ce_weight) mean[old_weight m a1 + (1 - m) a2] + ce_weight CE  (§4, A.4).
 
     `learning_rate`, `epochs` and `warmup_steps` are the task adapters' unless given
-    ("same hyper-parameters", A.1).
+    ("same hyper-parameters", A.1). `interpolation` w serves (1 - w) new + w compat, of the
+    weight changes BA, at new's rank; 1 is the trained adapter itself.
     """
 
     mask: MaskName = "student-wrong"
@@ -169,6 +177,7 @@ class CompatibilityConfig(Part):
     learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     epochs: Positive | None = None
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    interpolation: Interpolation = 1.0
 
 
 class EvaluationConfig(Part):
@@ -244,6 +253,53 @@ class TrackingConfig(Part):
     wandb: str | None = None
 
 
+class RangeConfig(Part):
+    """An interval of a search space, both ends included."""
+
+    min: float
+    max: float
+    log: bool = False
+
+
+Values = list[float] | RangeConfig
+
+
+class SpaceConfig(Part):
+    """What `muscle tune` varies: a list of values, or an interval; what isn't named stays."""
+
+    mask: list[MaskName] | None = None
+    temperature: Values | None = None
+    ce_weight: Values | None = None
+    old_weight: Values | None = None
+    learning_rate: Values | None = None
+    epochs: list[int] | RangeConfig | None = None
+
+
+class TuningConfig(Part):
+    """`muscle tune`: the fewest negative flips at an accuracy of at least new's - `epsilon`.
+
+    trials          settings tried
+    epsilon         as a fraction: 0.005 is half a point
+    difference      of NFR, as a fraction, that each half of the tuning examples must be able
+                    to show; halves that can't are refused
+    space           default: `muscle.tuning.space.default_space`
+    interpolations  between new's adapter and compat's, scored for the best trials
+    finalists       how many of half A's best are judged by half B
+    pareto          search the front of (NFR, accuracy) instead of one constrained optimum
+    concurrent      trials at once; default: as many as there is room for
+    """
+
+    trials: Positive = 24
+    epsilon: Annotated[float, Field(ge=0.0, le=0.1)] = 0.005
+    difference: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
+    space: SpaceConfig | None = None
+    interpolations: list[Interpolation] = [0.5, 0.75, 1.25]
+    finalists: Positive = 3
+    pareto: bool = False
+    seed: Annotated[int, Field(ge=0)] = 0
+    concurrent: Positive | None = None
+
+
 class Experiment(Part):
     """A whole update: two base versions, a task, and how compat is trained and judged."""
 
@@ -258,6 +314,7 @@ class Experiment(Part):
     resources: ResourcesConfig = ResourcesConfig()
     hardware: HardwareConfig = HardwareConfig()
     tracking: TrackingConfig = TrackingConfig()
+    tuning: TuningConfig = TuningConfig()
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
     compat_seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
     data_seed: Annotated[int, Field(ge=0)] = 0

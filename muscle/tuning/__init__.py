@@ -1,0 +1,1 @@
+"""The search for the fewest negative flips at a fixed accuracy; the launcher runs its trials."""
