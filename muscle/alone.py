@@ -11,6 +11,7 @@ from muscle.evaluation.units import answer_unit, outstanding
 from muscle.teachers.job import TeacherJob
 from muscle.teachers.shards import missing
 from muscle.training.job import OnProgress, Progress, TrainJob
+from muscle.tuning.trial import StoppedError, TrialSource, attempt
 
 
 class Alone:
@@ -63,3 +64,14 @@ class Alone:
             for unit in units:
                 answer_unit(engine, job.bases[number], unit, answered)
         return tuple(notes)
+
+    def search(self, trials: TrialSource, concurrent: int | None, on_progress: OnProgress) -> None:
+        """Run one trial after the other, however many could run at once elsewhere."""
+        while (job := trials.next()) is not None:
+            number = job.number
+
+            def look(which: int, number: int = number) -> None:
+                if trials.look(number, which):
+                    raise StoppedError
+
+            trials.end(number, attempt(job, self, look, on_progress))

@@ -9,6 +9,10 @@ class UserError(Exception):
     """
 
 
+class NotFiniteError(UserError):
+    """A training's loss, gradient or weights became NaN or infinite."""
+
+
 def breaks_device(error: BaseException) -> bool:
     """Whether every later call on the GPU fails too, whatever it is asked."""
     return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)

@@ -133,7 +133,7 @@ def _validated(kind: type[P], settings: Any, where: str) -> P:
 
 def describe(error: ValidationError, root: type[BaseModel] = Experiment) -> str:
     """The first problem of a validation error as `setting 'a.b' is VALUE: what to do`."""
-    problems = error.errors(include_url=False)
+    problems = _likely(error.errors(include_url=False))
     first, wheres = problems[0], [_where(problem["loc"], root) for problem in problems]
     where = wheres[0]
     # A setting of two types (a number or 'auto') has a problem with each of them.
@@ -155,11 +155,20 @@ def describe(error: ValidationError, root: type[BaseModel] = Experiment) -> str:
     return f"setting '{where}' is {value}: {message}{more}"
 
 
+def _likely(problems: Sequence[Any]) -> Sequence[Any]:
+    """Without the problems of the other type, where a setting is a list or a group."""
+    kinds: dict[str, type] = {"list_type": dict, "model_type": list}
+    kept = [p for p in problems if not isinstance(p["input"], kinds.get(p["type"], ()))]
+    return kept or problems
+
+
 def _where(loc: tuple[int | str, ...], root: type[BaseModel]) -> str:
     """The setting's name from pydantic's location, without its tags for unions and validators."""
     part: Any = root
     names: list[str] = []
     for name in loc:
+        if isinstance(name, str) and ("[" in name or name == getattr(part, "__name__", None)):
+            continue  # which of a union's types was tried
         if part is not None:
             names.append(str(name))
             part = _part(names, root)

@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from pydantic import ValidationError
+
 from muscle import storage
-from muscle.artifacts import open_store
+from muscle.artifacts import Store, open_store
 from muscle.config import Experiment
 from muscle.errors import UserError
 from muscle.losses.needs import needed_teachers
 from muscle.metrics.pairing import Predictions
-from muscle.plan import Plan, Run, Step, training_split
+from muscle.plan import Plan, Run, Step
 from muscle.predict import Evaluator, Predictor, Wanted, software
 from muscle.report import adapter_card, build_report, pick_examples, write_report
+from muscle.splits import training_split
 from muscle.steps import Workshop
 from muscle.tables import read_predictions, write_examples, write_predictions
 from muscle.teaching import Cacher, Teaching, adapter_folder
@@ -26,8 +29,9 @@ from muscle.training.job import OnProgress, Progress, TrainJob
 from muscle.training.settings import read_deepspeed
 from muscle.types import VERSIONS, Prediction, Version
 
-ELSEWHERE = ("resources", "hardware", "tracking", "storage")
-"""Settings that say where and how an experiment runs, not what it is."""
+ELSEWHERE = ("resources", "hardware", "tracking", "tuning", "storage")
+"""Settings that say where and how an experiment runs, or how better ones are searched, not
+what it is."""
 
 LIBRARIES = ("torch", "transformers", "peft", "lm_eval", "ray", "deepspeed")
 
@@ -53,13 +57,23 @@ class Outcome:
 
 
 class Pipeline:
-    """Executes a plan under an output folder."""
+    """Executes a plan under an output folder.
 
-    def __init__(self, plan: Plan, output: str, launcher: Launcher, on_progress: OnProgress):
+    Pipelines that share a `store` object check each artifact once.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        output: str,
+        launcher: Launcher,
+        on_progress: OnProgress,
+        store: Store | None = None,
+    ):
         self.plan = plan
         self.experiment = plan.experiment
         self.output = storage.absolute(output)
-        self.store = open_store(plan.experiment.storage, output)
+        self.store = store or open_store(plan.experiment.storage, output)
         self.launcher = launcher
         self.on_progress = on_progress
         self.workshop = Workshop(self.store, on_progress)
@@ -88,22 +102,24 @@ class Pipeline:
         for step in steps:
             if step not in missing:
                 self.on_progress(Progress(step.label, 1, 1, "artifact", "reused"))
-        self.workshop.once(self.plan.examples, self._write_examples)
-        self._train([s for s in steps if s.kind == "task-adapter"])
-        self._train_compat([s for s in steps if s.kind == "compat-adapter"])
-        self._evaluate()
+        self.train_tasks()
+        self.train_compat()
+        self.predictor.run(self.wanted())
         return self._report()
 
     # --- steps ------------------------------------------------------------------------
 
-    def _write_examples(self, folder: Path) -> dict[str, Any]:
-        train, validation = training_split(self.experiment, self.plan.task)
-        write_examples(folder / "train.parquet", train)
-        write_examples(folder / "validation.parquet", validation)
-        return {"train": len(train), "validation": len(validation)}
+    def train_tasks(self) -> None:
+        """Have the examples and both task adapters."""
+        self.workshop.once(self.plan.examples, self._write_examples)
+        self._train([s for s in self.plan.steps() if s.kind == "task-adapter"])
 
-    def _train_compat(self, steps: Sequence[Step]) -> None:
-        """Cache the teachers and train from them; what was damaged on disk is made again, once."""
+    def train_compat(self) -> None:
+        """Cache the teachers and train from them; what was damaged on disk is made again, once.
+
+        Then make what is served of it, where that isn't the trained adapter itself.
+        """
+        steps = [s for s in self.plan.steps() if s.kind == "compat-adapter"]
         self.teaching.make(self.workshop, self.launcher)
         try:
             self._train(steps)
@@ -112,6 +128,29 @@ class Pipeline:
                 raise
             self.teaching.make(self.workshop, self.launcher)
             self._train(steps)
+        self.interpolate()
+
+    def interpolate(self) -> None:
+        """Have the adapters between new's and the trained one, where compat serves those."""
+        for run, step in self.plan.interpolated.items():
+            trained = self.plan.adapters["compat", run]
+            assert trained is not None
+
+            def write(folder: Path, run: Run = run, trained: Step = trained) -> dict[str, Any]:
+                from muscle.models.interpolation import interpolate_adapters
+
+                new = storage.fetch(self._adapter("new", run))
+                compat = storage.fetch(self.workshop.artifact(trained).path)
+                weight = self.experiment.compatibility.interpolation
+                return {"residual": interpolate_adapters(new, compat, weight, str(folder))}
+
+            self.workshop.once(step, write)
+
+    def _write_examples(self, folder: Path) -> dict[str, Any]:
+        train, validation = training_split(self.experiment, self.plan.task)
+        write_examples(folder / "train.parquet", train)
+        write_examples(folder / "validation.parquet", validation)
+        return {"train": len(train), "validation": len(validation)}
 
     def _train(self, steps: Sequence[Step]) -> None:
         missing = self.workshop.missing(steps)
@@ -122,16 +161,20 @@ class Pipeline:
                 (s.kind, s.key): self.store.new_attempt(s.kind, s.key)
                 for s in self.workshop.missing(missing)
             }
-            jobs = {key: self._train_job(key, attempt) for key, attempt in attempts.items()}
+            jobs = {key: self.train_job(key, attempt) for key, attempt in attempts.items()}
             self.launcher.train(list(jobs.values()), self.on_progress)
             for step in missing:
                 key = (step.kind, step.key)
                 if key in jobs:
-                    notes = storage.read_json(storage.join(attempts[key], "training.json"))
-                    self.store.commit(*key, attempts[key], step.inputs, notes or {})
-                    storage.remove(jobs[key].checkpoints)
+                    self.keep(step, jobs[key])
 
-    def _train_job(self, key: tuple[str, str], attempt: str) -> TrainJob:
+    def keep(self, step: Step, job: TrainJob) -> None:
+        """Commit what a training has left."""
+        notes = storage.read_json(storage.join(job.output, "training.json"))
+        self.store.commit(step.kind, step.key, job.output, step.inputs, notes or {})
+        storage.remove(job.checkpoints)
+
+    def train_job(self, key: tuple[str, str], attempt: str) -> TrainJob:
         """The job of an adapter step, by its kind and key."""
         version, run = next(
             who for who, s in self.plan.adapters.items() if s is not None and (s.kind, s.key) == key
@@ -174,10 +217,10 @@ class Pipeline:
     def _adapter(self, version: Version, run: Run) -> str:
         return adapter_folder(self.plan, self.workshop, version, run)
 
-    def _evaluate(self) -> None:
-        """Answer and judge all missing versions: one pass, one pool for each base."""
+    def wanted(self) -> list[Wanted]:
+        """All versions' predictions, to be asked in one pass with one pool for each base."""
         several = len(self.experiment.runs) > 1
-        wanted = [
+        return [
             Wanted(
                 step=step,
                 version=f"{version}-{run[0]}-{run[1]}" if several else version,
@@ -188,7 +231,6 @@ class Pipeline:
             )
             for (version, run), step in self.plan.predictions.items()
         ]
-        self.predictor.run(wanted)
 
     # --- the end ----------------------------------------------------------------------
 
@@ -265,11 +307,11 @@ def claim_output(experiment: Experiment, output: str) -> None:
     """
     check_output(experiment, output)
     path = storage.join(output, "experiment.json")
-    if storage.read_json(path) != _numbers(experiment):
-        storage.write_json(path, _numbers(experiment))
+    if storage.read_json(path) != numbers(experiment):
+        storage.write_json(path, numbers(experiment))
 
 
-def _numbers(experiment: Experiment) -> dict[str, Any]:
+def numbers(experiment: Experiment) -> dict[str, Any]:
     """What makes an experiment this one: all but where it runs."""
     return experiment.model_dump(mode="json", exclude={*ELSEWHERE, "assumed"})
 
@@ -287,11 +329,11 @@ def check_output(experiment: Experiment, output: str) -> None:
     # who mends a setting after an error may go on in the same folder.
     if not storage.exists(storage.join(output, "report.json")):
         return
-    mine = _numbers(experiment)
+    mine = numbers(experiment)
     there = storage.read_json(storage.join(output, "experiment.json"))
     if there is None:
         raise UserError(f"{output} holds a report but no experiment: choose another --output")
-    difference = _first_difference(there, mine, "")
+    difference = first_difference(_today(there), mine)
     if difference is not None:
         raise UserError(
             f"{output} holds another experiment ({difference}): choose another --output, or "
@@ -299,10 +341,19 @@ def check_output(experiment: Experiment, output: str) -> None:
         )
 
 
-def _first_difference(there: Any, mine: Any, where: str) -> str | None:
+def _today(there: Any) -> Any:
+    """What an earlier version of ours wrote, with the settings that came since."""
+    try:
+        return numbers(Experiment.model_validate(there))
+    except ValidationError:
+        return there
+
+
+def first_difference(there: Any, mine: Any, where: str = "") -> str | None:
+    """The first setting in which two JSON values differ, in words; None where none does."""
     if isinstance(there, dict) and isinstance(mine, dict):
         for key in sorted({*there, *mine}):
-            found = _first_difference(
+            found = first_difference(
                 there.get(key), mine.get(key), f"{where}.{key}" if where else str(key)
             )
             if found is not None:

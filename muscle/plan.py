@@ -11,12 +11,19 @@ from typing import Any
 
 from muscle import storage
 from muscle.artifacts import key_of
-from muscle.config import EvaluationConfig, Experiment, TrainingConfig, VersionConfig
+from muscle.config import (
+    CompatibilityConfig,
+    EvaluationConfig,
+    Experiment,
+    TrainingConfig,
+    VersionConfig,
+)
 from muscle.errors import UserError
 from muscle.losses.needs import needed_teachers
 from muscle.models.compatibility import check_targets
-from muscle.tasks import Task, limit_examples, load_task, split
-from muscle.types import VERSIONS, TrainingExample, Version
+from muscle.splits import training_split
+from muscle.tasks import Task, load_task
+from muscle.types import VERSIONS, Version
 
 RECIPES = {
     "examples": 1,
@@ -24,6 +31,7 @@ RECIPES = {
     "task-adapter": 2,
     "teacher": 1,
     "compat-adapter": 2,
+    "interpolated-adapter": 1,
     "predictions": 3,
 }
 
@@ -61,9 +69,11 @@ class Plan:
     task: Task
     old: Base
     new: Base
+    tokenizer: str  # new's, by fingerprint: both teachers read by it
     examples: Step
     queries: Step
     adapters: Mapping[tuple[Version, Run], Step | None]  # None: the version brings its own
+    interpolated: Mapping[Run, Step]  # what compat serves, where that isn't what was trained
     teachers: Mapping[tuple[Version, Run], Step]  # what caches would hold, if there are any
     predictions: Mapping[tuple[Version, Run], Step]
     notes: tuple[str, ...] = ()  # what a user should know before it runs
@@ -76,7 +86,8 @@ class Plan:
         """Every distinct step in the order in which it runs; caches are `teaching`'s to decide."""
         trained = [s for s in self.adapters.values() if s is not None]
         trained.sort(key=lambda s: s.kind == "compat-adapter")  # stable: task adapters first
-        steps = [self.examples, self.queries, *trained, *self.predictions.values()]
+        made = [*trained, *self.interpolated.values(), *self.predictions.values()]
+        steps = [self.examples, self.queries, *made]
         return list({(s.kind, s.key): s for s in steps}.values())
 
 
@@ -98,13 +109,54 @@ def make_plan(experiment: Experiment) -> Plan:
         "evaluation requests",
         {"task": task.evaluation_fingerprint(experiment.evaluation.limit)},
     )
+    notes = _notes(experiment, task)
+    return _lay_out(experiment, task, (old, new), tokenizer, examples, queries, notes)
+
+
+def vary(
+    plan: Plan,
+    compatibility: CompatibilityConfig,
+    task: Task | None = None,
+    queries: Step | None = None,
+) -> Plan:
+    """The same update with other compatibility settings, and judged by other examples if given.
+
+    Nothing is read or fingerprinted again: `muscle tune` makes one for each trial.
+    """
+    return _lay_out(
+        plan.experiment.model_copy(update={"compatibility": compatibility}),
+        task or plan.task,
+        (plan.old, plan.new),
+        plan.tokenizer,
+        plan.examples,
+        queries or plan.queries,
+        plan.notes,
+    )
+
+
+def _lay_out(
+    experiment: Experiment,
+    task: Task,
+    bases: tuple[Base, Base],
+    tokenizer: str,
+    examples: Step,
+    queries: Step,
+    notes: tuple[str, ...],
+) -> Plan:
+    """All steps of what was resolved."""
+    old, new = bases
     adapters: dict[tuple[Version, Run], Step | None] = {}
+    interpolated: dict[Run, Step] = {}
     teachers: dict[tuple[Version, Run], Step] = {}
     predictions: dict[tuple[Version, Run], Step] = {}
     for run in experiment.runs:
         adapters["old", run] = _task_adapter(experiment, "old", old, examples, run)
         adapters["new", run] = _task_adapter(experiment, "new", new, examples, run)
-        adapters["compat", run] = _compat_adapter(experiment, adapters, old, new, examples, run)
+        trained = _compat_adapter(experiment, adapters, old, new, examples, run)
+        adapters["compat", run] = trained
+        if experiment.compatibility.interpolation != 1.0:
+            start = _identity(new, adapters["new", run])
+            interpolated[run] = _interpolated(experiment, start, trained, run)
         for name in needed_teachers(experiment.compatibility):
             teacher = old if name == "old" else new
             teachers[name, run] = _teacher(
@@ -112,12 +164,25 @@ def make_plan(experiment: Experiment) -> Plan:
             )
         for version in VERSIONS:
             base = old if version == "old" else new
+            served = adapters[version, run]
+            if version == "compat":
+                served = interpolated.get(run, trained)
             predictions[version, run] = _predictions(
-                experiment, version, base, adapters[version, run], queries, run
+                experiment, version, base, served, queries, run
             )
-    notes = _notes(experiment, task)
     return Plan(
-        experiment, task, old, new, examples, queries, adapters, teachers, predictions, notes
+        experiment,
+        task,
+        old,
+        new,
+        tokenizer,
+        examples,
+        queries,
+        adapters,
+        interpolated,
+        teachers,
+        predictions,
+        notes,
     )
 
 
@@ -182,19 +247,6 @@ def _check_tokenizers(experiment: Experiment) -> str:
     return fingerprint_tokenizer(new)
 
 
-def training_split(
-    experiment: Experiment, task: Task
-) -> tuple[list[TrainingExample], list[TrainingExample]]:
-    """(training, validation) examples, the same for old, new and compat.
-
-    Raises:
-        UserError: no training split, or one side would be empty.
-    """
-    settings, seed = experiment.training, experiment.data_seed
-    examples = limit_examples(task.training_examples(), settings.limit, seed)
-    return split(examples, seed, settings.validation_fraction)
-
-
 def _examples_step(experiment: Experiment, task: Task) -> Step:
     training_split(experiment, task)  # no training split, or one too small, says so now
     inputs = {
@@ -203,12 +255,14 @@ def _examples_step(experiment: Experiment, task: Task) -> Step:
         "validation_fraction": experiment.training.validation_fraction,
         "data_seed": experiment.data_seed,
     }
+    if experiment.training.tuning_fraction is not None:
+        inputs["tuning_fraction"] = experiment.training.tuning_fraction
     return Step("examples", "training examples", inputs)
 
 
 def _training_inputs(training: TrainingConfig) -> dict[str, Any]:
     """The training settings that change an adapter; the data's are in the examples' key."""
-    return training.model_dump(exclude={"limit", "validation_fraction"})
+    return training.model_dump(exclude={"limit", "validation_fraction", "tuning_fraction"})
 
 
 def _identity(base: Base, step: Step | None) -> str:
@@ -246,7 +300,8 @@ def _compat_adapter(
     run: Run,
 ) -> Step:
     needs = needed_teachers(experiment.compatibility)
-    loss = experiment.compatibility.model_dump(exclude={"learning_rate", "epochs", "warmup_steps"})
+    elsewhere = {"learning_rate", "epochs", "warmup_steps", "interpolation"}
+    loss = experiment.compatibility.model_dump(exclude=elsewhere)
     if not needs:  # plain cross-entropy: mask, temperature and weights play no part
         loss = {"ce_weight": 1.0}
     inputs = {
@@ -259,6 +314,13 @@ def _compat_adapter(
         "seed": run[1],
     }
     return Step("compat-adapter", _label(experiment, "train compat", run[1]), inputs)
+
+
+def _interpolated(experiment: Experiment, new: str, trained: Step, run: Run) -> Step:
+    weight = experiment.compatibility.interpolation
+    inputs = {"new": new, "compat": trained.key, "weight": weight}
+    label = _label(experiment, f"interpolate compat x {weight:g}", run[1])
+    return Step("interpolated-adapter", label, inputs)
 
 
 def _teacher(

@@ -96,7 +96,7 @@ class Predictor:
             job = self.job(missing)
             self.notes = self.launcher.evaluate(job, self.workshop.on_progress)
             for one in missing:
-                self._judge(one)
+                self.judge(one)
 
     def job(self, wanted: Sequence[Wanted]) -> EvaluateJob:
         """One pass over everything: for each base its adapters and what they are asked."""
@@ -142,7 +142,7 @@ class Predictor:
         folder = self.store.folder(wanted.step.kind, wanted.step.key)
         return Ask(wanted.version, storage.join(folder, "answers"), wanted.repeat)
 
-    def _judge(self, wanted: Wanted) -> Artifact:
+    def judge(self, wanted: Wanted) -> Artifact:
         """Let the task decide what is right, and commit one version's predictions."""
         ask = self._ask(wanted)
         answers = collect(self._set([wanted]), ask)

@@ -11,7 +11,8 @@ from muscle.losses.needs import needed_teachers
 from muscle.models.adapters import WEIGHTS
 from muscle.models.load import load_config, load_tokenizer, torch_dtype
 from muscle.models.sequences import tokenise
-from muscle.plan import Base, Plan, Run, Step, training_split
+from muscle.plan import Base, Plan, Run, Step
+from muscle.splits import training_split
 from muscle.steps import Workshop
 from muscle.teachers.choose import Choice, choose
 from muscle.teachers.job import TeacherAsk, TeacherBase, TeacherJob
@@ -30,11 +31,16 @@ class Cacher(Protocol):
 
 
 class Teaching:
-    """Decides once for a run; the same decision for all of its compat trainings."""
+    """Decides once for a run; the same decision for all of its compat trainings.
 
-    def __init__(self, plan: Plan, store: Store):
+    A search asks for what several trainings will read: `trainings` of each run, whether or
+    not the plan's own compat adapter is there.
+    """
+
+    def __init__(self, plan: Plan, store: Store, trainings: int | None = None):
         self.plan = plan
         self.store = store
+        self.trainings = trainings
 
     @cached_property
     def choice(self) -> Choice:
@@ -54,7 +60,9 @@ class Teaching:
         free = storage.disk_free(self.store.root)
         choice = choose(
             resources.teachers,
-            experiment.compat_training.epochs * _most_per_pair(self.plan, runs),
+            experiment.compat_training.epochs
+            * _most_per_pair(self.plan, runs)
+            * (self.trainings or 1),
             needed,
             free,
             zero_stage(resources.deepspeed) == 3,
@@ -142,6 +150,8 @@ class Teaching:
     @property
     def untrained(self) -> list[Run]:
         """The runs whose compat adapter is still to be trained."""
+        if self.trainings is not None:
+            return self.plan.experiment.runs
         runs = []
         for (version, run), step in self.plan.adapters.items():
             if version == "compat" and step is not None:
@@ -184,8 +194,10 @@ def _loss_tokens(plan: Plan) -> int:
 
 
 def adapter_folder(plan: Plan, workshop: Workshop, version: Version, run: Run) -> str:
-    """The directory of a version's adapter: given, or the artifact of its step."""
+    """The directory of the adapter that a version serves: given, or the artifact of its step."""
     step = plan.adapters[version, run]
+    if version == "compat":
+        step = plan.interpolated.get(run, step)
     if step is None:
         adapter = plan.base(version).config.adapter
         assert adapter is not None

@@ -9,6 +9,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from muscle.errors import UserError
 from muscle.training.job import OnProgress, Progress
 
 INTERVAL_S = 0.4
@@ -21,13 +22,13 @@ class ProgressBoard:
     def __init__(self) -> None:
         self.latest: dict[str, Progress] = {}
         self.remarks: dict[str, None] = {}
-        self.failures: dict[str, str] = {}
+        self.failures: dict[str, UserError] = {}
 
-    def fail(self, stage: str, error: str) -> None:
+    def fail(self, stage: str, error: UserError) -> None:
         """Keep what a user must mend before a stage can go on: the first thing said."""
         self.failures.setdefault(stage, error)
 
-    def failure(self, stage: str) -> str | None:
+    def failure(self, stage: str) -> UserError | None:
         """What a user must mend, if anything."""
         return self.failures.get(stage)
 
@@ -67,16 +68,16 @@ class Poster:
             self.board.post.remote(progress)
 
 
-def failure_of(board: Any, title: str) -> str | None:
+def failure_of(board: Any, title: str) -> UserError | None:
     """What a user must mend for a stage to go on; None too where the board's node was lost."""
     try:
-        said: str | None = ray.get(board.failure.remote(title))
+        said: UserError | None = ray.get(board.failure.remote(title))
     except ray.exceptions.RayActorError:
         return None
     return said
 
 
-def post_failure(board: Any, title: str, error: str) -> None:
+def post_failure(board: Any, title: str, error: UserError) -> None:
     """Say what a user must mend; when this returns the board has it, or is lost."""
     with suppress(ray.exceptions.RayActorError):
         ray.get(board.fail.remote(title, error))

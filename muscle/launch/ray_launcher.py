@@ -7,6 +7,7 @@ from muscle.evaluation.job import EvaluateJob
 from muscle.launch import cluster
 from muscle.teachers.job import TeacherJob
 from muscle.training.job import OnProgress, Progress, TrainJob
+from muscle.tuning.trial import TrialSource
 
 
 class RayLauncher:
@@ -52,6 +53,12 @@ class RayLauncher:
         from muscle.launch.evaluation import evaluate
 
         return evaluate(job, self.resources, on_progress)
+
+    def search(self, trials: TrialSource, concurrent: int | None, on_progress: OnProgress) -> None:
+        """Ray Tune: as many trials at once as there is room for."""
+        from muscle.launch.tuning import search
+
+        search(trials, self.resources, self.backend, concurrent, on_progress)
 
     def close(self) -> None:
         """Leave the cluster; ends a Ray that was started here."""

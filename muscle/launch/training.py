@@ -107,7 +107,7 @@ def _train(job: TrainJob, resources: ResourcesConfig, width: int, board: Any) ->
     except ray.train.TrainingFailedError as error:
         said = failure_of(board, job.title)
         if said is not None:
-            raise UserError(said) from None
+            raise said from None
         raise UserError(f"{job.title} failed: {_reason(error)}") from error
 
 
@@ -128,12 +128,12 @@ def _worker(config: dict[str, Any]) -> None:
     job, board = TrainJob.from_json(config["job"]), config["board"]
     said = failure_of(board, job.title)
     if said is not None:  # a restart can't mend what a user must
-        raise UserError(said)
+        raise said
     try:
         _train_here(job, config["cpus"], Poster(board))
     except UserError as error:
         # Not into a file: what is wrong may be that none can be written.
-        post_failure(board, job.title, str(error))
+        post_failure(board, job.title, error)
         raise
 
 

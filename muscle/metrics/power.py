@@ -47,3 +47,21 @@ def smallest_difference(
         middle = (low + high) / 2
         low, high = (middle, high) if missing(middle) > 0 else (low, middle)
     return high
+
+
+def needed_examples(difference: float) -> int:
+    """The fewest examples that `smallest_difference` finds a difference with.
+
+    Raises:
+        ValueError: a difference outside (0, 1).
+    """
+    if not 0 < difference < 1:
+        raise ValueError(f"needed_examples({difference})")
+    high = 1
+    while smallest_difference(high) > difference:
+        high *= 2
+    low = high // 2
+    while low + 1 < high:
+        middle = (low + high) // 2
+        low, high = (middle, high) if smallest_difference(middle) > difference else (low, middle)
+    return high

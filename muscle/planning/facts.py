@@ -14,7 +14,6 @@ from muscle.models.compatibility import check_adapter
 from muscle.models.fingerprint import same_tokenizer
 from muscle.models.load import chosen_window, context_window, load_config, load_tokenizer
 from muscle.models.sequences import Sequences, tokenise
-from muscle.plan import training_split
 from muscle.planning.hardware import Hardware, find_hardware
 from muscle.planning.meta import (
     ForwardPeak,
@@ -25,6 +24,7 @@ from muscle.planning.meta import (
     trace_training,
 )
 from muscle.planning.work import Asked, Work, evaluation_work, forward_work, training_work
+from muscle.splits import training_split
 from muscle.tasks import Task, load_task
 
 

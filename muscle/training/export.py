@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from muscle import storage
-from muscle.errors import UserError
+from muscle.errors import NotFiniteError
 from muscle.models.adapters import write_adapter
 from muscle.training.checkpoint import TrainState, record_lines
 from muscle.training.job import TrainJob
@@ -65,7 +65,7 @@ def check_weights(role: str, weights: Mapping[str, Tensor], expected: Iterable[s
             raise ValueError(f"adapter {role}: tensor {name} is empty, so it wasn't gathered")
         if not torch.isfinite(tensor).all():
             setting = "compatibility" if role == "compat" else "training"
-            raise UserError(
+            raise NotFiniteError(
                 f"training {role}: {name} holds NaN or infinity: lower {setting}.learning_rate "
                 "or set training.clip_norm"
             )

@@ -42,6 +42,7 @@ class TrainJob:
     checkpoint_seconds  how much work a stop may cost; 0 saves after every update
     logs            folder of the training curves; None keeps them in the artifact only
     tracking        where else curves go
+    until           stop after so many epochs with the best one's adapter; None: train to the end
     """
 
     role: Literal["old", "new", "compat"]
@@ -64,6 +65,7 @@ class TrainJob:
     checkpoint_seconds: float = 300.0
     logs: str | None = None
     tracking: TrackingConfig | None = None
+    until: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON value; `from_json` reads it back."""

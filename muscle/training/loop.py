@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from muscle import storage
-from muscle.errors import UserError
+from muscle.errors import NotFiniteError
 from muscle.losses.distillation import LossSums
 from muscle.models.sequences import Batch, Sequences, micro_batches, tokenise
 from muscle.tables import read_examples
@@ -47,7 +47,9 @@ def train(
     *,
     save_now: Callable[[], bool] = lambda: False,
 ) -> list[EpochRecord]:
-    """Train a job's adapter to the end and write it to `job.output`; returns the curve.
+    """Train a job's adapter, to the end or as far as it says, and write it to `job.output`.
+
+    Returns the curve.
 
     Goes on from `job.checkpoints` where a state is there.
 
@@ -86,7 +88,7 @@ def train(
             trainer.remark(damage)
         if not state.updates:
             trainer.check_start()
-        while state.epoch < job.training.epochs:
+        while state.epoch < (job.until or job.training.epochs):
             cached.ahead(trainer.order()[state.position :])
             after_epoch(trainer.epoch())
         if engine.rank == 0:
@@ -124,7 +126,8 @@ class _Trainer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        self.tracking.close(done=kind is None)
+        whole = self.state.epoch >= self.job.training.epochs
+        self.tracking.close(done=kind is None and whole)
 
     def order(self) -> list[int]:
         """The rows of the present epoch, in order."""
@@ -262,7 +265,7 @@ class _Trainer:
         if math.isfinite(value):
             return
         setting = "compatibility" if self.job.role == "compat" else "training"
-        raise UserError(
+        raise NotFiniteError(
             f"training {self.job.role}: the {what} is {value} in epoch {self.state.epoch + 1}, "
             f"update {self.state.updates + 1}: lower {setting}.learning_rate or set "
             "training.clip_norm"

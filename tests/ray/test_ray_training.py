@@ -282,8 +282,8 @@ def test_a_lost_board_is_no_failure(ray_local: None) -> None:
     from muscle.launch.progress import failure_of, post_failure, watching
 
     with watching(silent) as board:
-        post_failure(board, "train new", "mend this")
-        assert failure_of(board, "train new") == "mend this"
+        post_failure(board, "train new", UserError("mend this"))
+        assert str(failure_of(board, "train new")) == "mend this"
         ray.kill(board)
         assert failure_of(board, "train new") is None
-        post_failure(board, "train new", "mend this")
+        post_failure(board, "train new", UserError("mend this"))

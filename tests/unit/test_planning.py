@@ -23,7 +23,7 @@ from muscle.errors import UserError
 from muscle.experiment import load_experiment
 from muscle.models import adapter_parameters, hidden_states, load_base, load_config, new_adapter
 from muscle.models.sequences import Sequences, tokenise
-from muscle.plan import training_split
+from muscle.splits import training_split
 from muscle.planning.estimate import reckon, reckon_cache
 from muscle.planning.facts import Facts, gather_facts
 from muscle.planning.fitting import advise

@@ -1,0 +1,192 @@
+"""Run the trials of a search with Ray Tune: each is an actor, asked for when there is room.
+
+What is tried and what becomes of it is the driver's (`TrialSource`); Tune places trials,
+starts a lost one again, and stops the hopeless ones. Its own records aren't kept: ours, in
+JSON, are what a search goes on from.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+# Read by Tune at import: no loggers of its own, and Ctrl-C ends the program at once.
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+
+import ray
+from ray import tune
+from ray.tune.search import Searcher
+
+from muscle.config import BackendName, ResourcesConfig
+from muscle.launch import cluster
+from muscle.launch.progress import Poster, watching
+from muscle.training.job import OnProgress, Progress
+from muscle.training.settings import zero_stage
+from muscle.tuning.trial import Runner, TrialJob, TrialSource, attempt
+
+
+def search(
+    trials: TrialSource,
+    resources: ResourcesConfig,
+    backend: BackendName,
+    concurrent: int | None,
+    on_progress: OnProgress,
+) -> None:
+    """Run every trial that the source has.
+
+    A trial of one worker trains and scores in its own process, which goes on to the next
+    trial; one of several workers drives Ray Train and Ray Data, and takes no CPU itself, so
+    that what it waits for always has room.
+    """
+    first = trials.next()
+    if first is None:
+        return
+    inside = fits_one_process(resources, backend)
+    width = max(1, min(trials.left, concurrent or room(resources)))
+    cpus = _cpus(resources, width)
+    needs = {"CPU": float(cpus), "GPU": cluster.gpus(resources.gpus_per_worker)}
+    if not inside:
+        needs = {"CPU": 0.0}
+    with watching(on_progress) as board, tempfile.TemporaryDirectory() as scratch:
+        trainable = tune.with_parameters(
+            _trial,
+            board=board,
+            resources=resources if not inside else None,
+            backend=backend,
+            cpus=cpus,
+        )
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, {k: v for k, v in needs.items() if v or k == "CPU"}),
+            tune_config=tune.TuneConfig(
+                search_alg=_Asking(trials, first),
+                num_samples=-1,
+                max_concurrent_trials=width,
+                reuse_actors=inside,
+            ),
+            run_config=tune.RunConfig(
+                name="search",
+                storage_path=scratch,
+                stop=_Looking(trials),
+                failure_config=tune.FailureConfig(max_failures=resources.max_failures),
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+
+
+def fits_one_process(resources: ResourcesConfig, backend: BackendName) -> bool:
+    """Whether a trial needs neither several workers nor a partitioned base nor a server."""
+    return (
+        resources.workers == 1 and zero_stage(resources.deepspeed) < 3 and backend == "transformers"
+    )
+
+
+def room(resources: ResourcesConfig) -> int:
+    """How many trials there is room for now; `tuning.concurrent` where a cluster will grow."""
+    per_worker = cluster.gpus(resources.gpus_per_worker)
+    if per_worker:
+        return int(ray.cluster_resources().get("GPU", 0) / (per_worker * resources.workers))
+    here = cluster.local_cores() if cluster.is_local() else ray.cluster_resources().get("CPU", 1)
+    return int(here / (resources.workers * (resources.cpus_per_worker or 1)))
+
+
+def _cpus(resources: ResourcesConfig, width: int) -> int:
+    """Threads of a trial: the local cores shared, where nothing else is asked."""
+    if resources.cpus_per_worker is not None or not cluster.is_local():
+        return resources.cpus_per_worker or 1
+    if cluster.gpus(resources.gpus_per_worker):
+        return 1
+    return max(1, cluster.local_cores() // width)
+
+
+class _Asking(Searcher):
+    """Tune's questions, passed on to the source of trials."""
+
+    def __init__(self, trials: TrialSource, first: TrialJob):
+        super().__init__()
+        self.trials = trials
+        self.first: TrialJob | None = first
+        self.numbers: dict[str, int] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        job, self.first = (self.first or self.trials.next()), None
+        if job is None:
+            return Searcher.FINISHED
+        self.numbers[trial_id] = job.number
+        return {"job": job.to_json()}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        said = (result or {}).get("outcome")
+        died = {"reason": "its process died again and again (out of memory?)"}
+        outcome: Mapping[str, Any] = died if error or said is None else json.loads(said)
+        self.trials.end(self.numbers.pop(trial_id), outcome)
+
+    # Tune pickles its state now and then; a search goes on from its own records.
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing of ours."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing of ours."""
+
+
+class _Looking(tune.Stopper):
+    """Asks the driver after each look whether a trial may go on."""
+
+    def __init__(self, trials: TrialSource):
+        self.trials = trials
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        look = result.get("look")
+        return look is not None and self.trials.look(result["number"], look)
+
+    def stop_all(self) -> bool:
+        return False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+def _trial(
+    config: dict[str, Any],
+    board: Any,
+    resources: ResourcesConfig | None,
+    backend: BackendName,
+    cpus: int,
+) -> None:
+    """What a trial's actor runs; without `resources` all of it in this process."""
+    job = TrialJob.from_json(config["job"])
+    poster = Poster(board)
+
+    def tell(progress: Progress) -> None:
+        # Scoring is short beside training, and its rows aren't the training's examples.
+        if progress.stage.startswith("trial"):
+            poster(progress)
+
+    def look(number: int) -> None:
+        tune.report({"number": job.number, "look": number})
+
+    outcome = attempt(job, _runner(resources, backend, cpus), look, tell)
+    tune.report({"number": job.number, "look": None, "outcome": json.dumps(outcome)})
+
+
+def _runner(resources: ResourcesConfig | None, backend: BackendName, cpus: int) -> Runner:
+    if resources is not None:
+        from muscle.launch.ray_launcher import RayLauncher
+
+        return RayLauncher(resources, backend=backend)
+    os.environ["OMP_NUM_THREADS"] = str(cpus)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import torch
+
+    from muscle.alone import Alone
+
+    torch.set_num_threads(cpus)
+    return Alone()

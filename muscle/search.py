@@ -1,0 +1,89 @@
+"""A search before it starts: resolved, and checked against what can't work."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from muscle import storage
+from muscle.bench import Parts, tuning_parts
+from muscle.config import TUNING_FRACTION, CompatibilityConfig, Experiment
+from muscle.errors import UserError
+from muscle.metrics.power import needed_examples, smallest_difference
+from muscle.pipeline import first_difference, numbers
+from muscle.plan import Plan, make_plan, vary
+from muscle.tuning.space import Space, make_space
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """A search, resolved: the update, the tuning examples, what is varied."""
+
+    plan: Plan
+    parts: Parts
+    space: Space
+    notes: tuple[str, ...]
+
+
+def plan_search(experiment: Experiment) -> SearchPlan:
+    """Resolve a search: models, data, halves, space.
+
+    Raises:
+        UserError: whatever is wrong with those; halves too small for `tuning.difference`.
+    """
+    space = make_space(experiment)
+    if experiment.training.tuning_fraction is None:
+        training = experiment.training.model_copy(update={"tuning_fraction": TUNING_FRACTION})
+        experiment = experiment.model_copy(update={"training": training})
+    # With settings that read both teachers, so that two tokenizers are refused.
+    both = experiment.model_copy(update={"compatibility": CompatibilityConfig()})
+    plan = vary(make_plan(both), experiment.compatibility)
+    parts = tuning_parts(plan)
+    _check_halves(experiment, parts)
+    notes = [*plan.notes]
+    given = [name for name in ("old", "new") if getattr(experiment, name).adapter is not None]
+    if given:
+        notes.append(
+            f"{' and '.join(given)} bring adapters: if those were trained on the tuning examples "
+            "too, the search sees fewer flips than there are"
+        )
+    return SearchPlan(plan, parts, space, tuple(notes))
+
+
+def check_search(plan: SearchPlan, output: str) -> None:
+    """Refuse an output folder that isn't free for this search; writes nothing.
+
+    Raises:
+        UserError: it is a file, or holds the search of another experiment.
+    """
+    experiment = plan.plan.experiment
+    for setting, path in (("--output", output), ("storage", experiment.storage)):
+        if path is not None:
+            storage.check_folder(setting, path)
+    there = storage.read_json(storage.join(output, "search.json"))
+    if there is None:
+        return
+    difference = first_difference(there, identity(experiment))
+    if difference is not None:
+        raise UserError(
+            f"{output} holds the search of another experiment ({difference}): choose another "
+            "--output, or share finished steps with the setting 'storage'"
+        )
+
+
+def identity(experiment: Experiment) -> dict[str, Any]:
+    """What makes a search this one: all but where it runs and how long it goes on."""
+    elsewhere = {"trials", "concurrent", "difference"}
+    tuning = experiment.tuning.model_dump(mode="json", exclude=elsewhere)
+    return {**numbers(experiment), "tuning": tuning}
+
+
+def _check_halves(experiment: Experiment, parts: Parts) -> None:
+    n = min(parts.a.n, parts.b.n)
+    wanted, shown = experiment.tuning.difference, smallest_difference(n)
+    if shown <= wanted:
+        return
+    raise UserError(
+        f"each half of the tuning examples has {n}, which can show a difference of "
+        f"{100 * shown:.1f} points of NFR at best; setting 'tuning.difference' wants "
+        f"{100 * wanted:g} points, which takes {needed_examples(wanted)}: raise "
+        "training.tuning_fraction or training.limit, or be content with a larger difference"
+    )

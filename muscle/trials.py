@@ -1,0 +1,297 @@
+"""The trials of a search, as the driver sees them: what is asked, looked at, and recorded.
+
+Each trial is a JSON record in the output folder, written when it is asked for and when it
+has ended; what it leaves are artifacts. So a search that starts again replays the records
+into a new study, goes on with what was running, and trains nothing twice.
+"""
+
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
+
+from muscle import storage
+from muscle.bench import Bench, Parts
+from muscle.config import CompatibilityConfig, Experiment
+from muscle.errors import UserError
+from muscle.plan import Plan, Run, Step
+from muscle.predict import Wanted
+from muscle.training.job import Progress, TrainJob
+from muscle.tuning.measure import measure, surely_infeasible
+from muscle.tuning.ranking import rank
+from muscle.tuning.records import State, Trial
+from muscle.tuning.space import Space
+from muscle.tuning.study import Study
+from muscle.tuning.trial import Look, TrialJob
+
+GIVE_UP = 3
+"""So many trials that failed before any went well: the next ones would too."""
+
+
+@dataclass
+class _Running:
+    """A trial at work: what it trains, what it is asked, and the leases it holds."""
+
+    trial: Trial
+    settings: CompatibilityConfig
+    trainings: dict[Step, TrainJob]
+    looks: list[list[Wanted]]
+    wanted: list[Wanted]
+    leases: ExitStack
+    began: float = field(default_factory=time.monotonic)
+
+
+class Trials:
+    """Asks the study for settings and turns them into jobs; judges what comes back.
+
+    Whatever is wrong here (not in a trial) ends the search: it is kept in `error`, since
+    who calls may be an event loop that mustn't be broken.
+    """
+
+    def __init__(self, bench: Bench, parts: Parts, space: Space):
+        self.bench, self.parts, self.space = bench, parts, space
+        self.tuning = bench.experiment.tuning
+        self.study = Study(space, self.tuning.seed, self.tuning.trials, self.tuning.pareto)
+        self.folder = storage.join(bench.output, "trials")
+        self.records: dict[int, Trial] = {}
+        self.error: Exception | None = None
+        self._running: dict[int, _Running] = {}
+        self._again: list[Trial] = []
+        for trial in read_trials(self.folder):
+            self._replay(trial)
+
+    # --- what launchers call --------------------------------------------------------------
+
+    def next(self) -> TrialJob | None:
+        """A trial to run; None when all have been asked for, or something is wrong."""
+        try:
+            while self.error is None and not self._given_up():
+                trial = self._again.pop(0) if self._again else self._ask()
+                if trial is None:
+                    break
+                running, job = self._prepare(trial)
+                self._running[trial.number] = running
+                if job is not None:
+                    return job
+                self.end(trial.number, {})  # all of it is there
+        except Exception as error:
+            self.error = error
+        return None
+
+    def look(self, number: int, look: int) -> bool:
+        """Judge a look's answers; whether the trial is to stop."""
+        running = self._running.get(number)
+        if running is None or self.error is not None:
+            return True
+        try:
+            return self._judge_look(running, look)
+        except UserError as error:
+            self._record(running, replace(running.trial, state="failed", reason=str(error)))
+        except Exception as error:
+            self.error = error
+        return True
+
+    def end(self, number: int, outcome: Mapping[str, Any]) -> None:
+        """Judge and record a trial that has ended; nothing where it was stopped by a look."""
+        running = self._running.get(number)
+        if running is None:
+            return
+        try:
+            self._record(running, self._ended(running, outcome))
+        except Exception as error:
+            self.error = error
+
+    @property
+    def left(self) -> int:
+        """How many trials are still to run, at most."""
+        ended = sum(t.state not in ("running", "failed") for t in self.records.values())
+        return max(self.tuning.trials, len(self.records)) - ended
+
+    # --- asking -----------------------------------------------------------------------------
+
+    @property
+    def trials(self) -> list[Trial]:
+        """All that is known, by number."""
+        return [self.records[number] for number in sorted(self.records)]
+
+    def settings(self, trial: Trial) -> CompatibilityConfig:
+        """The compatibility settings of a trial."""
+        return trial_settings(self.space, trial, self.bench.experiment)
+
+    def _given_up(self) -> bool:
+        states = [trial.state for trial in self.records.values()]
+        return states.count("failed") >= GIVE_UP and "finished" not in states
+
+    def _ask(self) -> Trial | None:
+        number = max(self.records, default=-1) + 1
+        if number >= self.tuning.trials:
+            return None
+        start = self.space.start(self.bench.experiment) if number == 0 else None
+        params = self.study.ask(number, start)
+        return None if params is None else Trial(number, params)
+
+    def _replay(self, trial: Trial) -> None:
+        """Tell the study what is known; what was running or failed runs again."""
+        self.settings(trial)  # refuses a record that doesn't fit the space
+        self.records[trial.number] = trial
+        self.study.ask(trial.number, dict(trial.params))
+        if trial.state in ("running", "failed"):
+            self._again.append(replace(trial, state="running", reason=None, a=None))
+        else:
+            self._tell(trial)
+
+    def _tell(self, trial: Trial) -> None:
+        if trial.a is not None:
+            violation = trial.a.violation(self.tuning.epsilon)
+            self.study.tell(trial.number, trial.a.nfr, trial.a.score, violation)
+        elif trial.state == "diverged":
+            self.study.tell(trial.number, nfr=1.0, score=0.0, violation=1.0)
+        else:
+            self.study.fail(trial.number)
+
+    def _prepare(self, trial: Trial) -> tuple[_Running, TrialJob | None]:
+        """Take the leases and say what is to be done; no job where nothing is left to do."""
+        settings, bench = self.settings(trial), self.bench
+        plan = bench.laid_out(settings, self.parts.a)
+        steps = bench.trained(plan)
+        leases = ExitStack()
+        predicted = [plan.predictions["compat", run] for run in steps]
+        leases.enter_context(bench.workshop.leases([*steps.values(), *predicted]))
+        self._write(trial)
+        trainings: dict[Step, TrainJob] = {}
+        adapters: dict[Run, str] = {}
+        for run, step in steps.items():
+            there = bench.store.find(step.kind, step.key)
+            if there is None:
+                trainings[step] = self._training(trial, plan, run, step)
+            adapters[run] = trainings[step].output if there is None else there.path
+        name = f"trial-{trial.number}"
+        wanted = bench.wanted(settings, self.parts.a, ["compat"], name, adapters)
+        wanted = [w for w in wanted if bench.workshop.missing([w.step])]
+        running = _Running(trial, settings, trainings, [], wanted, leases)
+        if not trainings and not wanted:
+            return running, None
+        looks = self._looks(running, steps) if trainings and wanted else ()
+        asked = bench.predictor(self.parts.a).job(wanted)
+        return running, TrialJob(trial.number, tuple(trainings.values()), looks, asked)
+
+    def _training(self, trial: Trial, plan: Plan, run: Run, step: Step) -> TrainJob:
+        attempt = self.bench.store.new_attempt(step.kind, step.key)
+        job = self.bench.pipeline_of(plan).train_job((step.kind, step.key), attempt)
+        several = len(self.bench.experiment.runs) > 1
+        seed = f" (seed {run[1]})" if several else ""
+        logs = f"trial-{trial.number:04d}" + (f"-{run[1]}" if several else "")
+        return replace(
+            job,
+            title=f"trial {trial.number}{seed}",
+            logs=storage.join(self.bench.output, "curves", logs),
+        )
+
+    def _looks(self, running: _Running, steps: Mapping[Run, Step]) -> tuple[Look, ...]:
+        """After 1, 2, 4, … epochs, what was trained so far answers a few examples."""
+        if len(running.trainings) < len(steps):
+            return ()  # a part of it is finished: the rest is soon judged with it
+        bench, part = self.bench, self.parts.look
+        epochs = next(iter(running.trainings.values())).training.epochs
+        looks = []
+        for epoch in (2**i for i in range(epochs.bit_length()) if 2**i < epochs):
+            wanted = [bench.look(step, part, run, epoch) for run, step in steps.items()]
+            running.looks.append(wanted)
+            outputs = tuple(str(w.adapter) for w in wanted)
+            looks.append(Look(epoch, outputs, bench.predictor(part).job(wanted)))
+        return tuple(looks)
+
+    # --- judging ----------------------------------------------------------------------------
+
+    def _judge_look(self, running: _Running, look: int) -> bool:
+        bench, part = self.bench, self.parts.look
+        predictions = {}
+        for run, wanted in zip(bench.experiment.runs, running.looks[look], strict=True):
+            if bench.workshop.missing([wanted.step]):
+                bench.predictor(part).judge(wanted)
+            predictions[run[1]] = {**bench.teachers(part, run), "compat": bench.read(wanted.step)}
+        reason = surely_infeasible(predictions, self.tuning.epsilon)
+        if reason is None:
+            return False
+        seen = measure(predictions, part.name)
+        self._record(running, replace(running.trial, state="stopped", reason=reason, a=seen))
+        return True
+
+    def _ended(self, running: _Running, outcome: Mapping[str, Any]) -> Trial:
+        trial, bench = running.trial, self.bench
+        if outcome.get("reason") is not None:
+            state: State = "diverged" if outcome.get("diverged") else "failed"
+            return replace(trial, state=state, reason=" ".join(str(outcome["reason"]).split()))
+        seconds = {name: float(outcome.get(name, 0.0)) for name in ("training", "scoring")}
+        seconds["total"] = time.monotonic() - running.began
+        try:
+            for step, job in running.trainings.items():
+                bench.pipeline.keep(step, job)
+            for wanted in running.wanted:
+                bench.predictor(self.parts.a).judge(wanted)
+            measured = bench.measure(running.settings, self.parts.a)
+        except UserError as error:
+            return replace(trial, state="failed", reason=str(error))
+        kept = trial.seconds or seconds  # a replayed one was timed when it ran
+        return replace(trial, state="finished", reason=None, a=measured, seconds=kept)
+
+    def _record(self, running: _Running, trial: Trial) -> None:
+        """Write how a trial ended, tell the study, let go of what it held."""
+        self._write(trial)
+        self._tell(trial)
+        del self._running[trial.number]
+        for look in running.looks:
+            for wanted in look:
+                storage.remove(str(wanted.adapter))
+        if trial.state in ("stopped", "diverged"):
+            for job in running.trainings.values():
+                storage.remove(job.checkpoints)
+        running.leases.close()
+        self._show()
+
+    def _write(self, trial: Trial) -> None:
+        self.records[trial.number] = trial
+        storage.write_json(storage.join(self.folder, f"{trial.number:04d}.json"), trial.to_json())
+
+    def _show(self) -> None:
+        ended = [t for t in self.trials if t.state != "running"]
+        best = next((t for t in rank(ended, self.tuning.epsilon) if t.state == "finished"), None)
+        remark = ""
+        if best is not None and best.a is not None:
+            feasible = best.a.violation(self.tuning.epsilon) <= 0
+            remark = f"best NFR {best.a.nfr:.2%} (trial {best.number})" if feasible else ""
+            remark = remark or "none feasible yet"
+        total = max(self.tuning.trials, len(self.records))
+        self.bench.on_progress(Progress("trials", len(ended), total, "trials", remark))
+
+
+def trial_settings(space: Space, trial: Trial, experiment: Experiment) -> CompatibilityConfig:
+    """The compatibility settings of a trial; the trained adapter itself, not an interpolation.
+
+    Raises:
+        UserError: its parameters aren't this space's.
+    """
+    settings = space.settings(dict(trial.params), experiment)
+    return settings.model_copy(update={"interpolation": 1.0})
+
+
+def read_trials(folder: str) -> list[Trial]:
+    """The trials that are recorded in a folder, by number; none where it isn't there.
+
+    Raises:
+        UserError: a record that isn't one.
+    """
+    found = []
+    for name in sorted(storage.sizes(folder)):
+        value = storage.read_json(storage.join(folder, name))
+        try:
+            trial = Trial.from_json(value)  # type: ignore[arg-type]
+            assert name == f"{trial.number:04d}.json" and trial.state in get_args(State)
+        except (TypeError, KeyError, ValueError, AttributeError, AssertionError):
+            raise UserError(
+                f"{storage.join(folder, name)} is no record of a trial: delete it, and that "
+                "trial runs again (what it has trained is kept)"
+            ) from None
+        found.append(trial)
+    return found

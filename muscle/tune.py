@@ -1,0 +1,338 @@
+"""The search for the fewest negative flips at a fixed accuracy, from an experiment to its answer.
+
+Half A of the tuning examples ranks trials and their interpolations, half B judges the
+best three, and the test split is read once, at the end.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from muscle import storage
+from muscle.bench import Bench, Part
+from muscle.config import CompatibilityConfig
+from muscle.errors import UserError
+from muscle.metrics.power import smallest_difference
+from muscle.pipeline import LIBRARIES, Launcher
+from muscle.plan import Plan, Step, vary
+from muscle.predict import software
+from muscle.report.front import front_png
+from muscle.report.tuning import found_to_json, write_tables
+from muscle.search import SearchPlan, check_search, identity
+from muscle.teaching import Teaching
+from muscle.training.job import OnProgress, Progress, TrainJob
+from muscle.trials import Trials, trial_settings
+from muscle.tuning.measure import is_continuous_task, measure
+from muscle.tuning.ranking import front_of, rank
+from muscle.tuning.records import Candidate, Contender, Found, Trial
+from muscle.tuning.trial import TrialSource
+from muscle.types import VERSIONS, Version
+
+REFERENCES = {
+    "default": CompatibilityConfig(),
+    "always-old": CompatibilityConfig(mask="always-old"),
+}
+"""What a chosen trial is compared with, besides the control: the paper's method as published,
+and plain distillation from the old model."""
+
+
+class SearchLauncher(Launcher, Protocol):
+    """A launcher that also runs trials, as many at once as there is room for."""
+
+    def search(self, trials: TrialSource, concurrent: int | None, on_progress: OnProgress) -> None:
+        """Run every trial that the source has."""
+        ...
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A search that has ended, and where its files are."""
+
+    found: Found
+    tune_json: str
+    tables: str
+    front: str
+    best: str | None  # an experiment; None without a feasible trial
+
+
+class Search:
+    """Carries a planned search out under an output folder."""
+
+    def __init__(
+        self, plan: SearchPlan, output: str, launcher: SearchLauncher, on_progress: OnProgress
+    ):
+        self.plan = plan
+        self.experiment = plan.plan.experiment
+        self.tuning = self.experiment.tuning
+        self.output = storage.absolute(output)
+        self.launcher = launcher
+        self.on_progress = on_progress
+        self.bench = Bench(plan.plan, self.output, launcher, on_progress)
+        self._trials: dict[int, Trial] = {}
+
+    def run(self) -> Searched:
+        """Search, judge, test and write; what an earlier start has done isn't done again.
+
+        Raises:
+            UserError: whatever a user can mend; no trial that ended well.
+        """
+        began = time.monotonic()
+        check_search(self.plan, self.output)
+        self.launcher.prepare(self.on_progress)
+        storage.write_json(storage.join(self.output, "search.json"), identity(self.experiment))
+        self.bench.pipeline.train_tasks()
+        self._teach()
+        self._ask([], (self.plan.parts.a, self.plan.parts.look))
+        trials = self._try()
+        candidates, why = self._judge(trials.trials)
+        chosen = candidates[0] if candidates and candidates[0].b is not None else None
+        feasible = chosen is not None and _feasible(chosen, self.tuning.epsilon)
+        test = self._test(chosen) if chosen is not None and feasible else ()
+        seconds = {"total": time.monotonic() - began}
+        for name in ("training", "scoring"):
+            seconds[name] = sum(t.seconds.get(name, 0.0) for t in trials.trials)
+        found = self._found(trials, candidates, chosen if feasible else None, why, test, seconds)
+        return self._write(found)
+
+    # --- before and during ----------------------------------------------------------------
+
+    def _teach(self) -> None:
+        """Have the caches that all trials and references share."""
+        plan = vary(self.plan.plan, CompatibilityConfig())
+        readers = self.tuning.trials + len(REFERENCES)
+        teaching = Teaching(plan, self.bench.store, readers)
+        teaching.make(self.bench.workshop, self.launcher)
+
+    def _try(self) -> Trials:
+        trials = Trials(self.bench, self.plan.parts, self.plan.space)
+        self.launcher.search(trials, self.tuning.concurrent, self.on_progress)
+        if trials.error is not None:
+            raise trials.error
+        self._trials = trials.records
+        if not any(t.state == "finished" for t in trials.trials):
+            ended = {t.reason for t in trials.trials if t.reason}
+            raise UserError(
+                f"none of {len(trials.trials)} trials ended well: {sorted(ended)[0]}"
+                if ended
+                else "no trial was run: set tuning.trials"
+            )
+        return trials
+
+    def _ask(self, settings: Sequence[CompatibilityConfig], parts: Sequence[Part]) -> None:
+        """Have the predictions of old, new and candidates on parts that share a predictor."""
+        teachers: tuple[Version, ...] = VERSIONS[:2]
+        wanted = []
+        for part in parts:
+            wanted += self.bench.wanted(self.experiment.compatibility, part, teachers)
+            for number, one in enumerate(settings):
+                wanted += self.bench.wanted(one, part, ["compat"], f"candidate-{number}")
+        self.bench.predictor(parts[0]).run(wanted)
+
+    # --- after the trials -------------------------------------------------------------------
+
+    def _settings(self, trial: Trial, weight: float = 1.0) -> CompatibilityConfig:
+        settings = trial_settings(self.plan.space, trial, self.experiment)
+        return settings.model_copy(update={"interpolation": weight})
+
+    def _judge(self, trials: Sequence[Trial]) -> tuple[list[Candidate], str]:
+        """The best trials and their interpolations; finalists on half B first.
+
+        Interpolations compete on half A, so that half B still chooses among three only.
+        """
+        epsilon, finalists = self.tuning.epsilon, self.tuning.finalists
+        ended = [t for t in rank(trials, epsilon) if t.state == "finished"]
+        pairs = [
+            (trial, weight)
+            for trial in ended[:finalists]
+            for weight in (1.0, *(w for w in self.tuning.interpolations if w != 1.0))
+        ]
+        settings = [self._settings(*pair) for pair in pairs]
+        for one in settings:
+            self.bench.pipeline_of(vary(self.plan.plan, one)).interpolate()
+        a = self.plan.parts.a
+        self._ask(settings, (a,))
+        candidates = [
+            Candidate(trial.number, weight, self.bench.residual(one), self.bench.measure(one, a))
+            for (trial, weight), one in zip(pairs, settings, strict=True)
+        ]
+        candidates.sort(key=lambda c: _order(c, epsilon))
+        best = [c for c in candidates if c.a.violation(epsilon) <= 0][:finalists]
+        if not best:
+            return candidates, "No feasible trial: none keeps new's score within epsilon on half A."
+        judged = self._on_b(best)
+        kept = [c for c in judged if _feasible(c, epsilon)]
+        rest = [c for c in candidates if c not in best]
+        if not kept:
+            why = (
+                f"No feasible trial: the best {len(best)} on half A lose more than epsilon "
+                "of new's score on half B."
+            )
+            return judged + rest, why
+        why = f"{kept[0].name} has the fewest negative flips on half B of {len(best)} finalists."
+        return judged + rest, why
+
+    def _on_b(self, best: Sequence[Candidate]) -> list[Candidate]:
+        """Finalists measured on half B, the best there first."""
+        b = self.plan.parts.b
+        settings = [self._settings_of(c) for c in best]
+        self._ask(settings, (b,))
+        judged = [
+            replace(c, b=self.bench.measure(one, b)) for c, one in zip(best, settings, strict=True)
+        ]
+        return sorted(judged, key=lambda c: _order(c, self.tuning.epsilon))
+
+    def _settings_of(self, chosen: Candidate) -> CompatibilityConfig:
+        return self._settings(self._trials[chosen.trial], chosen.interpolation)
+
+    def _test(self, chosen: Candidate) -> tuple[Contender, ...]:
+        """The chosen one on the test split, beside what it is compared with."""
+        mine = self._settings_of(chosen)
+        # As many updates, on labels alone: what more training by itself would do.
+        control = mine.model_copy(update={"ce_weight": 1.0, "interpolation": 1.0})
+        named = {"chosen": mine, **REFERENCES, "control": control}
+        self._teach()
+        self._train_references({k: v for k, v in named.items() if k != "chosen"})
+        test = self.bench.test
+        self._ask(list(named.values()), (test,))
+        rows = []
+        for name, settings in named.items():
+            difference = None if name == "chosen" else self._difference(mine, settings, test)
+            dumped = settings.model_dump(mode="json")
+            measured = self.bench.measure(settings, test)
+            rows.append(Contender(name, dumped, measured, difference))
+        return tuple(rows)
+
+    def _difference(
+        self, chosen: CompatibilityConfig, other: CompatibilityConfig, part: Part
+    ) -> dict[str, Any]:
+        """NFR of another less the chosen one's, on the examples that all could answer."""
+        mine, theirs = (self.bench.predictions(s, part) for s in (chosen, other))
+        paired = {
+            seed: {"old": of["old"], "new": mine[seed]["compat"], "compat": of["compat"]}
+            for seed, of in theirs.items()
+        }
+        measured = measure(paired, part.name)  # type: ignore[arg-type]
+        return {
+            "nfr": measured.nfr - measured.nfr_new,
+            "ci95": measured.ci95["reduction"],
+            "score": measured.gain,
+            "score_ci95": measured.ci95["gain"],
+            "p": measured.p,
+        }
+
+    def _train_references(self, named: dict[str, CompatibilityConfig]) -> None:
+        """Train what is missing of them, side by side."""
+        bench = self.bench
+        plans = {name: vary(self.plan.plan, settings) for name, settings in named.items()}
+        steps: dict[str, tuple[str, Plan, Step]] = {}
+        for name, plan in plans.items():
+            for step in bench.trained(plan).values():
+                steps.setdefault(step.key, (name, plan, step))
+        with bench.workshop.leases([step for _, _, step in steps.values()]):
+            jobs: dict[str, TrainJob] = {}
+            for key, (name, plan, step) in steps.items():
+                if bench.workshop.missing([step]):
+                    output = bench.store.new_attempt(step.kind, key)
+                    job = bench.pipeline_of(plan).train_job((step.kind, key), output)
+                    logs = storage.join(self.output, "curves", f"{name}-{job.seed}")
+                    jobs[key] = replace(job, title=f"{job.title}: {name}", logs=logs)
+            self.launcher.train(list(jobs.values()), self.on_progress)
+            for key, job in jobs.items():
+                bench.pipeline.keep(steps[key][2], job)
+
+    # --- the end ----------------------------------------------------------------------------
+
+    def _found(
+        self,
+        trials: Trials,
+        candidates: Sequence[Candidate],
+        chosen: Candidate | None,
+        why: str,
+        test: tuple[Contender, ...],
+        seconds: dict[str, float],
+    ) -> Found:
+        parts = self.plan.parts
+        finished = [t for t in trials.trials if t.state == "finished"]
+        settings = self._settings(finished[0])
+        return Found(
+            name=self.experiment.name,
+            epsilon=self.tuning.epsilon,
+            pareto=self.tuning.pareto,
+            n_a=parts.a.n,
+            n_b=parts.b.n,
+            smallest_difference=smallest_difference(min(parts.a.n, parts.b.n)),
+            continuous=is_continuous_task(self.bench.predictions(settings, parts.a)),
+            space=self.plan.space.to_json(),
+            trials=tuple(trials.trials),
+            candidates=tuple(candidates),
+            chosen=chosen,
+            closest=None if chosen is not None else next(iter(candidates), None),
+            why=why,
+            test=test,
+            front=front_of(trials.trials),
+            importances=trials.study.importances(),
+            seconds=seconds,
+            provenance={**software(LIBRARIES), "experiment": identity(self.experiment)},
+        )
+
+    def _write(self, found: Found) -> Searched:
+        """Every file at once written whole; those of an earlier answer go."""
+        path = {n: storage.join(self.output, n) for n in ("tune.json", "tune.md", "front.png")}
+        best = storage.join(self.output, "best.yaml")
+        storage.remove(best)
+        storage.remove(storage.join(self.output, "chosen"))
+        storage.write_bytes(path["tune.md"], write_tables(found).encode("utf-8", "replace"))
+        storage.write_bytes(path["front.png"], front_png(found))
+        if found.chosen is not None:
+            settings = self._settings_of(found.chosen)
+            self._keep_adapters(settings)
+            storage.write_bytes(best, best_experiment(self.bench, settings).encode())
+        storage.write_json(path["tune.json"], found_to_json(found))
+        self.on_progress(Progress("search", 1, 1, "report"))
+        kept = best if found.chosen is not None else None
+        return Searched(found, path["tune.json"], path["tune.md"], path["front.png"], kept)
+
+    def _keep_adapters(self, settings: CompatibilityConfig) -> None:
+        """The chosen adapter of every seed, to be served."""
+        several = len(self.experiment.runs) > 1
+        for wanted, run in zip(
+            self.bench.wanted(settings, self.bench.test, ["compat"]),
+            self.experiment.runs,
+            strict=True,
+        ):
+            place = storage.join(self.output, "chosen", f"seed-{run[1]}" if several else "")
+            source = Path(storage.fetch(str(wanted.adapter)))
+            storage.upload(source, storage.join(place, "adapter"))
+
+
+def best_experiment(bench: Bench, settings: CompatibilityConfig) -> str:
+    """The experiment file of a choice: `muscle run` takes it, and finds all of it done."""
+    experiment = bench.experiment.model_copy(
+        update={"name": f"{bench.experiment.name}-best", "storage": bench.store.root}
+    )
+    values = experiment.model_dump(
+        mode="json", exclude_defaults=True, exclude={"tuning", "compatibility"}
+    )
+    values["compatibility"] = settings.model_dump(mode="json", exclude_none=True)
+    head = (
+        "# What `muscle tune` chose. `muscle run` takes it as it is and reuses what the search\n"
+        "# has trained, from `storage`; training.tuning_fraction stays held out.\n"
+    )
+    return head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _feasible(candidate: Candidate, epsilon: float) -> bool:
+    on = candidate.b or candidate.a
+    return on.violation(epsilon) <= 0
+
+
+def _order(candidate: Candidate, epsilon: float) -> tuple[float, ...]:
+    """On half B where it was judged there: feasible by NFR, the others by what they lack."""
+    on = candidate.b or candidate.a
+    violation = max(0.0, on.violation(epsilon))
+    distance = abs(candidate.interpolation - 1.0)  # of equals, the plainer one
+    return (violation, on.nfr, -on.score, distance, float(candidate.trial))
