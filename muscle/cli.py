@@ -137,6 +137,39 @@ def evaluate(
 
 
 @app.command()
+def tune(
+    experiment: Annotated[Path, typer.Argument(help="The experiment, a YAML file.")],
+    trials: Annotated[
+        int | None, typer.Option(help="Settings tried; default tuning.trials, 24.")
+    ] = None,
+    pareto: Annotated[
+        bool, typer.Option("--pareto", help="Search the front of (NFR, accuracy) instead.")
+    ] = False,
+    set_: Overrides = None,
+    output: Annotated[
+        str | None, typer.Option(help="Where results go; default runs/NAME-tune.")
+    ] = None,
+    dry_run: DryRun = False,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Search the settings with the fewest negative flips at (nearly) new's accuracy.
+
+    Trials are compared on examples held out from training; the test split is read once, at the
+    end. Run it again to go on from where it stopped. Exit code 0: best.yaml is there, for
+    `muscle run`; 3: no trial was feasible; 2: wrong usage.
+    """
+    from muscle.commands import tune_experiment
+
+    overrides = [*(set_ or [])]
+    overrides += [f"tuning.trials={trials}"] if trials is not None else []
+    overrides += ["tuning.pareto=true"] if pareto else []
+    with stoppable():
+        code = tune_experiment(experiment, overrides, output, dry_run, address, debug)
+    raise typer.Exit(code)
+
+
+@app.command()
 def plan(
     experiment: Annotated[Path, typer.Argument(help="The experiment, a YAML file.")],
     set_: Overrides = None,

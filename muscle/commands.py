@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.syntax import Syntax
 from rich.table import Table
 
@@ -32,12 +33,13 @@ from muscle.training.settings import check_settings
 
 if TYPE_CHECKING:
     from muscle.launch.ray_launcher import RayLauncher
+    from muscle.search import SearchPlan
 
 # Libraries' notices to other libraries; nothing a user could mend.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\b")
 
 NO_ROOM = 3
-"""Exit code of a plan with a step that doesn't fit."""
+"""Exit code of a plan with a step that doesn't fit, and of a search without a feasible trial."""
 
 
 def run_experiment(
@@ -98,6 +100,68 @@ def evaluate_models(
         with ProgressDisplay(console) as display:
             done = Evaluating(plan, output, launcher, display).run()
     show_evaluated(done, console)
+
+
+def tune_experiment(
+    file: Path,
+    overrides: Sequence[str],
+    output: str | None,
+    dry_run: bool,
+    address: str | None,
+    debug: bool,
+) -> int:
+    """`muscle tune`: plan, then search or show what would be searched.
+
+    Returns the exit code: 0, or `NO_ROOM` where no trial is feasible.
+
+    Raises:
+        UserError: whatever a user can mend.
+    """
+    from muscle.report.tuning import print_found
+    from muscle.search import check_search, plan_search
+    from muscle.tune import Search
+
+    experiment = load_experiment(file, overrides)
+    check_settings(experiment)
+    output = output or f"runs/{experiment.name}-tune"
+    console = Console()
+    with console.status("reading task, data and models"):
+        plan = plan_search(experiment)
+    check_search(plan, output)
+    show_notes(plan.notes, console)
+    if dry_run:
+        show_search(plan, output, console)
+        return 0
+    backend = experiment.evaluation.backend
+    with ray_launcher(experiment.resources, address, debug, backend) as launcher:
+        with ProgressDisplay(console) as display:
+            searched = Search(plan, output, launcher, display).run()
+    print_found(searched.found, console)
+    for path in (searched.tables, searched.front, searched.tune_json, searched.best):
+        if path is not None:
+            console.print(path, highlight=False, markup=False, soft_wrap=True)
+    return 0 if searched.best is not None else NO_ROOM
+
+
+def show_search(plan: "SearchPlan", output: str, console: Console) -> None:
+    """Print what a search would vary, on what, and how far an earlier start came."""
+    from muscle.trials import read_trials, trials_of
+
+    experiment, parts = plan.plan.experiment, plan.parts
+    table = Table("parameter", "values", title=f"search of {experiment.name}")
+    for name, values in plan.space.to_json().items():
+        table.add_row(name, escape(json.dumps(values)))
+    console.print(table)
+    done = sum(t.state not in ("running", "failed") for t in read_trials(trials_of(output)))
+    steps = [step for step in plan.plan.steps() if step.kind in ("examples", "task-adapter")]
+    show_steps(experiment.name, steps, open_store(experiment.storage, output), console)
+    for line in (
+        f"half A: {parts.a.n} examples, half B: {parts.b.n}, of the training split",
+        f"trials: {experiment.tuning.trials}, of which {done} are done",
+        f"feasible: score at most {100 * experiment.tuning.epsilon:g} points below new's",
+        f"results would go to {output}",
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def plan_costs(file: Path, overrides: Sequence[str], output: str | None, as_json: bool) -> int:

@@ -53,7 +53,7 @@ class Trials:
         self.bench, self.parts, self.space = bench, parts, space
         self.tuning = bench.experiment.tuning
         self.study = Study(space, self.tuning.seed, self.tuning.trials, self.tuning.pareto)
-        self.folder = storage.join(bench.output, "trials")
+        self.folder = trials_of(bench.output)
         self.records: dict[int, Trial] = {}
         self.error: Exception | None = None
         self._running: dict[int, _Running] = {}
@@ -274,6 +274,11 @@ def trial_settings(space: Space, trial: Trial, experiment: Experiment) -> Compat
     """
     settings = space.settings(dict(trial.params), experiment)
     return settings.model_copy(update={"interpolation": 1.0})
+
+
+def trials_of(output: str) -> str:
+    """The folder of a search's trial records."""
+    return storage.join(output, "trials")
 
 
 def read_trials(folder: str) -> list[Trial]:

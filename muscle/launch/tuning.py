@@ -110,7 +110,9 @@ class _Asking(Searcher):
         self.first: TrialJob | None = first
         self.numbers: dict[str, int] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(  # type: ignore[override]  # Ray takes a text for "there are no more"
+        self, trial_id: str
+    ) -> dict[str, Any] | str | None:
         job, self.first = (self.first or self.trials.next()), None
         if job is None:
             return Searcher.FINISHED

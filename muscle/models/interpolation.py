@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 _SAME = (
     "r",
     "lora_alpha",
-    "target_modules",
     "exclude_modules",
     "layers_to_transform",
     "layers_pattern",
@@ -36,6 +35,7 @@ _SAME = (
 """Settings that both adapters must share: they say which weights change, and by what scale."""
 
 _FREE = (
+    "target_modules",  # PEFT shortens long lists; the tensors' names are compared anyway
     "task_type",
     "auto_mapping",
     "peft_version",

@@ -374,7 +374,6 @@ def test_weight_out_of_range(two: tuple[str, str], weight: float) -> None:
     [
         ("r", 4),
         ("lora_alpha", 7),
-        ("target_modules", ["q_proj"]),
         ("rank_pattern", {"q_proj": 3}),
         ("alpha_pattern", {"q_proj": 3}),
         ("use_rslora", True),
