@@ -1,4 +1,5 @@
-"""One seeded train/validation split, the same for old, new and compat.
+"""One seeded train/validation split, the same for old, new and compat, and what a search
+holds out before it.
 
 The order is that of a hash of (seed, example), not of a random number generator: it
 is the same on every machine and in every version of every library, and equal
@@ -26,15 +27,9 @@ def split(
     Raises:
         UserError: one of the sides would be empty.
     """
-    groups: dict[bytes, list[int]] = defaultdict(list)
-    for index, example in enumerate(examples):
-        groups[_rank(data_seed, "split", example.prompt, example.answer)].append(index)
+    groups = _groups(examples, data_seed, "split")
     wanted = round(len(examples) * validation_fraction)
-    held_out: set[int] = set()
-    for _, group in sorted(groups.items()):
-        if len(held_out) >= wanted:
-            break
-        held_out.update(group)
+    held_out = {index for group in _first(groups, wanted) for index in group}
     validation = [e for i, e in enumerate(examples) if i in held_out]
     training = [e for i, e in enumerate(examples) if i not in held_out]
     if not training or not validation:
@@ -46,6 +41,37 @@ def split(
     return training, validation
 
 
+def hold_out(
+    examples: Sequence[TrainingExample], data_seed: int, fraction: float
+) -> tuple[list[TrainingExample], list[TrainingExample], list[TrainingExample]]:
+    """(rest, a, b), each in the order of `examples`: a and b are held out for a search.
+
+    Half a ranks its trials, half b judges the finalists, and `rest` is what `split` and the
+    training get. Examples with the same prompt and answer go to the same part. a and b hold
+    about `fraction` of the examples together (exactly, rounded to whole examples, if none
+    occurs twice) and differ by at most one where few occur twice: no group of equal examples
+    could change sides to make them more equal.
+
+    Raises:
+        UserError: one of the three would be empty.
+    """
+    groups = _groups(examples, data_seed, "tuning")
+    held_out = _first(groups, round(len(examples) * fraction))
+    halves: tuple[set[int], set[int]] = (set(), set())
+    for group in sorted(held_out, key=len, reverse=True):  # the large ones first, else by rank
+        min(halves, key=len).update(group)
+    a, b = ([e for i, e in enumerate(examples) if i in half] for half in halves)
+    taken = halves[0] | halves[1]
+    rest = [e for i, e in enumerate(examples) if i not in taken]
+    if not rest or not a or not b:
+        raise UserError(
+            f"{len(examples)} training examples ({len(groups)} different) leave "
+            f"{'none to train on' if not rest else 'fewer than two different ones to tune on'} "
+            f"at training.tuning_fraction {fraction}: give more examples or another fraction"
+        )
+    return rest, a, b
+
+
 def limit_examples(
     examples: Sequence[TrainingExample], limit: int | None, data_seed: int
 ) -> list[TrainingExample]:
@@ -55,6 +81,26 @@ def limit_examples(
     # Another word than in `split`: else validation would be the subset's first ones.
     order = sorted(range(len(examples)), key=lambda i: _rank(data_seed, "limit", examples[i].id))
     return [examples[i] for i in sorted(order[:limit])]
+
+
+def _groups(examples: Sequence[TrainingExample], seed: int, word: str) -> list[list[int]]:
+    """The places of equal examples together, groups in a seeded order; `word` tells its use."""
+    groups: dict[bytes, list[int]] = defaultdict(list)
+    for index, example in enumerate(examples):
+        groups[_rank(seed, word, example.prompt, example.answer)].append(index)
+    return [group for _, group in sorted(groups.items())]
+
+
+def _first(groups: Sequence[list[int]], wanted: int) -> list[list[int]]:
+    """The first groups that hold `wanted` examples together, or a few more."""
+    found: list[list[int]] = []
+    size = 0
+    for group in groups:
+        if size >= wanted:
+            break
+        found.append(group)
+        size += len(group)
+    return found
 
 
 def _rank(seed: int, *parts: str) -> bytes:

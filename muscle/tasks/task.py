@@ -1,9 +1,10 @@
 """`Task`: what we ask of one lm-evaluation-harness task."""
 
+import copy
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import astuple
+from collections.abc import Collection, Sequence
+from dataclasses import astuple, replace
 from typing import Any
 
 from muscle.config import TaskConfig
@@ -44,7 +45,7 @@ class Task:
     def __init__(self, config: TaskConfig, harness: Any) -> None:
         self.name = config.name
         self._config = config
-        self._harness = harness
+        self._harness = self._whole = harness  # `on_training` asks another one
         from muscle.tasks.harness import quiet
 
         with quiet():
@@ -52,10 +53,13 @@ class Task:
         chosen = deciding.decide(harness, self.name, single, config.metric, config.filter)
         self.metric, self.filter = chosen.metric, chosen.filter
         # Metrics of a whole data set only; asked now, since judging may add names.
-        self._judge = Judge(harness, self.name, chosen, set(harness.aggregation()) - set(single))
+        self._judging = (self.name, chosen, set(harness.aggregation()) - set(single))
+        self._judge = Judge(harness, *self._judging)
         self.version = str(harness.VERSION)
         self.higher_is_better = True
+        self._training: tuple[Any, list[str]] | None = None
         self._examples: list[TrainingExample] | None = None
+        self._ids: list[str] | None = None  # of the evaluation examples, if not by their rows
         self._items_of: tuple[int | None, list[asking.Item]] | None = None
         self._asked: tuple[int | None, Prompting, list[Query]] | None = None
         if config.max_gen_toks is not None:
@@ -92,6 +96,45 @@ class Task:
         if self._examples is None:
             self._examples = self._build_examples()
         return list(self._examples)
+
+    def on_training(self, ids: Collection[str]) -> "Task":
+        """This task, evaluated on the training examples with these ids, in their order.
+
+        All else is the same: shots, description, choices, metric. A document is never among
+        its own few-shot examples (see `muscle.tasks.tuning`).
+
+        Args:
+            ids: ids of `training_examples()`; queries and predictions have them too.
+
+        Raises:
+            UserError: no ids, no training split, or an empty one.
+            ValueError: an id that no training example has.
+        """
+        from muscle.tasks.tuning import evaluated_on
+
+        if not self.has_training:
+            raise UserError(self._no_training())
+        wanted = set(ids)
+        if not wanted:
+            raise UserError(
+                f"task '{self.name}': no training example is held out to tune on: give more "
+                "training examples or a larger training.tuning_fraction"
+            )
+        docs, names = self._training_documents()
+        unknown = sorted(wanted - set(names))
+        if unknown:
+            raise ValueError(
+                f"task '{self.name}' has no training example '{unknown[0]}' "
+                f"({len(unknown)} such ids)"
+            )
+        rows = [row for row, name in enumerate(names) if name in wanted]
+        some = docs.select(rows) if hasattr(docs, "select") else [docs[row] for row in rows]
+        twin = copy.copy(self)
+        twin._harness = evaluated_on(self._whole, some)
+        twin._judge = Judge(twin._harness, *self._judging)
+        twin._ids = [names[row] for row in rows]
+        twin._items_of = twin._asked = None
+        return twin
 
     def queries(self, limit: int | None = None, prompting: Prompting | None = None) -> list[Query]:
         """The evaluation requests of the first `limit` examples, all of them without one.
@@ -192,11 +235,10 @@ class Task:
     def _build_examples(self) -> list[TrainingExample]:
         from muscle.tasks.harness import quiet
 
-        what = f"task '{self.name}': the training split"
+        docs, names = self._training_documents()
         found = []
         with quiet():
-            docs = reading.empty_to_error(self._harness.training_docs(), what)
-            for row, (name, doc) in enumerate(zip(reading.row_ids(docs), docs, strict=True)):
+            for row, (name, doc) in enumerate(zip(names, docs, strict=True)):
                 where = f"task '{self.name}', row {row + 1} of the training split"
                 try:
                     prompt, answer = reading.training_text(self._harness, doc, row, where)
@@ -207,13 +249,31 @@ class Task:
                 found.append(TrainingExample(id=name, prompt=prompt, answer=answer))
         return found
 
+    def _training_documents(self) -> tuple[Any, list[str]]:
+        """(documents, ids) of the training split; kept, since a task may shuffle its choices
+        each time it is read."""
+        from muscle.tasks.harness import quiet
+
+        if self._training is None:
+            with quiet():
+                docs = self._whole.training_docs()
+                rows = reading.empty_to_error(docs, f"task '{self.name}': the training split")
+                # A data set takes much less memory than its rows.
+                kept = docs if hasattr(docs, "select") else rows
+                self._training = (kept, reading.row_ids(rows))
+        return self._training
+
     def _items(self, limit: int | None) -> list[asking.Item]:
         """The evaluation examples; kept, since judging needs what asking has built."""
         from muscle.tasks.harness import quiet
 
         if self._items_of is None or self._items_of[0] != limit:
             with quiet():
-                self._items_of = (limit, asking.build_items(self._harness, self.name, limit))
+                items = asking.build_items(self._harness, self.name, limit)
+            if self._ids is not None:
+                named = zip(items, self._ids[: len(items)], strict=True)
+                items = [replace(item, id=name) for item, name in named]
+            self._items_of = (limit, items)
         return self._items_of[1]
 
     def _chat_queries(
