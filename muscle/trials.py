@@ -35,7 +35,7 @@ class _Running:
 
     trial: Trial
     settings: CompatibilityConfig
-    trainings: dict[Step, TrainJob]
+    trainings: list[tuple[Step, TrainJob]]
     looks: list[list[Wanted]]
     wanted: list[Wanted]
     leases: ExitStack
@@ -108,6 +108,12 @@ class Trials:
         ended = sum(t.state not in ("running", "failed") for t in self.records.values())
         return max(self.tuning.trials, len(self.records)) - ended
 
+    def close(self) -> None:
+        """Let go of the trials that a stop has left running; the next start goes on with them."""
+        for running in self._running.values():
+            running.leases.close()
+        self._running.clear()
+
     # --- asking -----------------------------------------------------------------------------
 
     @property
@@ -159,13 +165,13 @@ class Trials:
         predicted = [plan.predictions["compat", run] for run in steps]
         leases.enter_context(bench.workshop.leases([*steps.values(), *predicted]))
         self._write(trial)
-        trainings: dict[Step, TrainJob] = {}
+        trainings: list[tuple[Step, TrainJob]] = []
         adapters: dict[Run, str] = {}
         for run, step in steps.items():
             there = bench.store.find(step.kind, step.key)
             if there is None:
-                trainings[step] = self._training(trial, plan, run, step)
-            adapters[run] = trainings[step].output if there is None else there.path
+                trainings.append((step, self._training(trial, plan, run, step)))
+            adapters[run] = trainings[-1][1].output if there is None else there.path
         name = f"trial-{trial.number}"
         wanted = bench.wanted(settings, self.parts.a, ["compat"], name, adapters)
         wanted = [w for w in wanted if bench.workshop.missing([w.step])]
@@ -174,7 +180,7 @@ class Trials:
             return running, None
         looks = self._looks(running, steps) if trainings and wanted else ()
         asked = bench.predictor(self.parts.a).job(wanted)
-        return running, TrialJob(trial.number, tuple(trainings.values()), looks, asked)
+        return running, TrialJob(trial.number, tuple(job for _, job in trainings), looks, asked)
 
     def _training(self, trial: Trial, plan: Plan, run: Run, step: Step) -> TrainJob:
         attempt = self.bench.store.new_attempt(step.kind, step.key)
@@ -193,7 +199,7 @@ class Trials:
         if len(running.trainings) < len(steps):
             return ()  # a part of it is finished: the rest is soon judged with it
         bench, part = self.bench, self.parts.look
-        epochs = next(iter(running.trainings.values())).training.epochs
+        epochs = running.trainings[0][1].training.epochs
         looks = []
         for epoch in (2**i for i in range(epochs.bit_length()) if 2**i < epochs):
             wanted = [bench.look(step, part, run, epoch) for run, step in steps.items()]
@@ -226,7 +232,7 @@ class Trials:
         seconds = {name: float(outcome.get(name, 0.0)) for name in ("training", "scoring")}
         seconds["total"] = time.monotonic() - running.began
         try:
-            for step, job in running.trainings.items():
+            for step, job in running.trainings:
                 bench.pipeline.keep(step, job)
             for wanted in running.wanted:
                 bench.predictor(self.parts.a).judge(wanted)
@@ -245,7 +251,7 @@ class Trials:
             for wanted in look:
                 storage.remove(str(wanted.adapter))
         if trial.state in ("stopped", "diverged"):
-            for job in running.trainings.values():
+            for _, job in running.trainings:
                 storage.remove(job.checkpoints)
         running.leases.close()
         self._show()

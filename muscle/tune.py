@@ -109,7 +109,10 @@ class Search:
 
     def _try(self) -> Trials:
         trials = Trials(self.bench, self.plan.parts, self.plan.space)
-        self.launcher.search(trials, self.tuning.concurrent, self.on_progress)
+        try:
+            self.launcher.search(trials, self.tuning.concurrent, self.on_progress)
+        finally:
+            trials.close()
         if trials.error is not None:
             raise trials.error
         self._trials = trials.records

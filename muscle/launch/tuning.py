@@ -14,6 +14,7 @@ from typing import Any
 # Read by Tune at import: no loggers of its own, and Ctrl-C ends the program at once.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # what `verbose=0` silences
 
 import ray
 from ray import tune
