@@ -54,14 +54,13 @@ def check_search(plan: SearchPlan, output: str) -> None:
     Raises:
         UserError: it is a file, or holds the search of another experiment.
     """
-    experiment = plan.plan.experiment
-    for setting, path in (("--output", output), ("storage", experiment.storage)):
+    for setting, path in (("--output", output), ("storage", plan.plan.experiment.storage)):
         if path is not None:
             storage.check_folder(setting, path)
     there = storage.read_json(storage.join(output, "search.json"))
     if there is None:
         return
-    difference = first_difference(there, identity(experiment))
+    difference = first_difference(there, identity(plan))
     if difference is not None:
         raise UserError(
             f"{output} holds the search of another experiment ({difference}): choose another "
@@ -69,11 +68,25 @@ def check_search(plan: SearchPlan, output: str) -> None:
         )
 
 
-def identity(experiment: Experiment) -> dict[str, Any]:
-    """What makes a search this one: all but where it runs and how long it goes on."""
+def identity(plan: SearchPlan) -> dict[str, Any]:
+    """What makes a search this one: all but where it runs and how long it goes on.
+
+    Fingerprints are among it, since trials that were measured on other data, or on models that
+    have changed in their place, can't be compared with new ones.
+    """
+    made = plan.plan
     elsewhere = {"trials", "concurrent", "difference"}
-    tuning = experiment.tuning.model_dump(mode="json", exclude=elsewhere)
-    return {**numbers(experiment), "tuning": tuning}
+    return {
+        **numbers(made.experiment),
+        "tuning": made.experiment.tuning.model_dump(mode="json", exclude=elsewhere),
+        "fingerprints": {
+            "training examples": made.examples.key,
+            "tuning examples": [plan.parts.a.queries.key, plan.parts.b.queries.key],
+            "test split": made.queries.key,
+            "old": [made.old.fingerprint, made.old.given_adapter],
+            "new": [made.new.fingerprint, made.new.given_adapter],
+        },
+    }
 
 
 def _check_halves(experiment: Experiment, parts: Parts) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any, get_args
 
 from muscle import storage
@@ -31,14 +32,20 @@ GIVE_UP = 3
 
 @dataclass
 class _Running:
-    """A trial at work: what it trains, what it is asked, and the leases it holds."""
+    """A trial at work: what it trains, what it is asked, and the leases it holds.
+
+    twins  trials of other settings and the same adapter (on labels alone, masks are all one):
+           they end as this one does, since two of one process can't hold the same leases
+    """
 
     trial: Trial
     settings: CompatibilityConfig
+    steps: frozenset[str]  # keys of the adapters
     trainings: list[tuple[Step, TrainJob]]
     looks: list[list[Wanted]]
     wanted: list[Wanted]
     leases: ExitStack
+    twins: list[Trial] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
 
 
@@ -70,6 +77,8 @@ class Trials:
                 trial = self._again.pop(0) if self._again else self._ask()
                 if trial is None:
                     break
+                if self._joins(trial):
+                    continue
                 running, job = self._prepare(trial)
                 self._running[trial.number] = running
                 if job is not None:
@@ -130,7 +139,7 @@ class Trials:
         return states.count("failed") >= GIVE_UP and "finished" not in states
 
     def _ask(self) -> Trial | None:
-        number = max(self.records, default=-1) + 1
+        number = next(n for n in count() if n not in self.records)
         if number >= self.tuning.trials:
             return None
         start = self.space.start(self.bench.experiment) if number == 0 else None
@@ -139,13 +148,16 @@ class Trials:
 
     def _replay(self, trial: Trial) -> None:
         """Tell the study what is known; what was running or failed runs again."""
-        self.settings(trial)  # refuses a record that doesn't fit the space
-        self.records[trial.number] = trial
-        self.study.ask(trial.number, dict(trial.params))
+        try:
+            self.study.ask(trial.number, dict(trial.params))
+        except (ValueError, TypeError):
+            raise _no_record(self._path(trial.number), "of tuning.space") from None
         if trial.state in ("running", "failed"):
-            self._again.append(replace(trial, state="running", reason=None, a=None))
+            trial = replace(trial, state="running", reason=None, a=None)
+            self._again.append(trial)
         else:
             self._tell(trial)
+        self.records[trial.number] = trial
 
     def _tell(self, trial: Trial) -> None:
         if trial.a is not None:
@@ -155,6 +167,17 @@ class Trials:
             self.study.tell(trial.number, nfr=1.0, score=0.0, violation=1.0)
         else:
             self.study.fail(trial.number)
+
+    def _joins(self, trial: Trial) -> bool:
+        """Whether a running trial makes the same adapters: then this one ends as that one does."""
+        plan = self.bench.laid_out(self.settings(trial), self.parts.a)
+        steps = frozenset(step.key for step in self.bench.trained(plan).values())
+        for running in self._running.values():
+            if running.steps == steps:
+                running.twins.append(trial)
+                self._write(trial)
+                return True
+        return False
 
     def _prepare(self, trial: Trial) -> tuple[_Running, TrialJob | None]:
         """Take the leases and say what is to be done; no job where nothing is left to do."""
@@ -175,7 +198,8 @@ class Trials:
         name = f"trial-{trial.number}"
         wanted = bench.wanted(settings, self.parts.a, ["compat"], name, adapters)
         wanted = [w for w in wanted if bench.workshop.missing([w.step])]
-        running = _Running(trial, settings, trainings, [], wanted, leases)
+        keys = frozenset(step.key for step in steps.values())
+        running = _Running(trial, settings, keys, trainings, [], wanted, leases)
         if not trainings and not wanted:
             return running, None
         looks = self._looks(running, steps) if trainings and wanted else ()
@@ -244,8 +268,12 @@ class Trials:
 
     def _record(self, running: _Running, trial: Trial) -> None:
         """Write how a trial ended, tell the study, let go of what it held."""
-        self._write(trial)
-        self._tell(trial)
+        twins = (
+            replace(trial, number=t.number, params=t.params, seconds={}) for t in running.twins
+        )
+        for one in (trial, *twins):
+            self._write(one)
+            self._tell(one)
         del self._running[trial.number]
         for look in running.looks:
             for wanted in look:
@@ -258,7 +286,10 @@ class Trials:
 
     def _write(self, trial: Trial) -> None:
         self.records[trial.number] = trial
-        storage.write_json(storage.join(self.folder, f"{trial.number:04d}.json"), trial.to_json())
+        storage.write_json(self._path(trial.number), trial.to_json())
+
+    def _path(self, number: int) -> str:
+        return storage.join(self.folder, _file(number))
 
     def _show(self) -> None:
         ended = [t for t in self.trials if t.state != "running"]
@@ -294,15 +325,30 @@ def read_trials(folder: str) -> list[Trial]:
         UserError: a record that isn't one.
     """
     found = []
-    for name in sorted(storage.sizes(folder)):
+    # A search that was killed while it wrote one has left a part under another name.
+    for name in sorted(n for n in storage.sizes(folder) if n.endswith(".json")):
         value = storage.read_json(storage.join(folder, name))
         try:
             trial = Trial.from_json(value)  # type: ignore[arg-type]
-            assert name == f"{trial.number:04d}.json" and trial.state in get_args(State)
-        except (TypeError, KeyError, ValueError, AttributeError, AssertionError):
-            raise UserError(
-                f"{storage.join(folder, name)} is no record of a trial: delete it, and that "
-                "trial runs again (what it has trained is kept)"
-            ) from None
+            whole = name == _file(trial.number) and _is_whole(trial)
+        except (TypeError, KeyError, ValueError, AttributeError):
+            whole = False
+        if not whole:
+            raise _no_record(storage.join(folder, name))
         found.append(trial)
     return found
+
+
+def _file(number: int) -> str:
+    return f"{number:04d}.json"
+
+
+def _is_whole(trial: Trial) -> bool:
+    mappings = all(isinstance(value, Mapping) for value in (trial.params, trial.seconds))
+    measured = trial.a is not None or trial.state not in ("finished", "stopped")
+    return mappings and measured and trial.state in get_args(State)
+
+
+def _no_record(path: str, of: str = "") -> UserError:
+    what = " ".join(["no record of a trial", of]).strip()
+    return UserError(f"{path} is {what}: delete it, and another trial takes its place")

@@ -83,7 +83,7 @@ class Search:
         began = time.monotonic()
         check_search(self.plan, self.output)
         self.launcher.prepare(self.on_progress)
-        storage.write_json(storage.join(self.output, "search.json"), identity(self.experiment))
+        storage.write_json(storage.join(self.output, "search.json"), identity(self.plan))
         self.bench.pipeline.train_tasks()
         self._teach()
         self._ask([], (self.plan.parts.a, self.plan.parts.look))
@@ -116,7 +116,8 @@ class Search:
         if trials.error is not None:
             raise trials.error
         self._trials = trials.records
-        if not any(t.state == "finished" for t in trials.trials):
+        # Stopped as infeasible is an answer too: there is no feasible trial.
+        if not any(t.state in ("finished", "stopped") for t in trials.trials):
             ended = {t.reason for t in trials.trials if t.reason}
             raise UserError(
                 f"none of {len(trials.trials)} trials ended well: {sorted(ended)[0]}"
@@ -153,6 +154,8 @@ class Search:
             for trial in ended[:finalists]
             for weight in (1.0, *(w for w in self.tuning.interpolations if w != 1.0))
         ]
+        # They are there, unless something has damaged them since.
+        self._train({f"trial {t.number}": self._settings(t) for t, _ in pairs})
         settings = [self._settings(*pair) for pair in pairs]
         for one in settings:
             self.bench.pipeline_of(vary(self.plan.plan, one)).interpolate()
@@ -198,7 +201,7 @@ class Search:
         control = mine.model_copy(update={"ce_weight": 1.0, "interpolation": 1.0})
         named = {"chosen": mine, **REFERENCES, "control": control}
         self._teach()
-        self._train_references({k: v for k, v in named.items() if k != "chosen"})
+        self._train({k: v for k, v in named.items() if k != "chosen"})
         test = self.bench.test
         self._ask(list(named.values()), (test,))
         rows = []
@@ -227,14 +230,16 @@ class Search:
             "p": measured.p,
         }
 
-    def _train_references(self, named: dict[str, CompatibilityConfig]) -> None:
-        """Train what is missing of them, side by side."""
+    def _train(self, named: dict[str, CompatibilityConfig]) -> None:
+        """Train what is missing of candidates, side by side."""
         bench = self.bench
-        plans = {name: vary(self.plan.plan, settings) for name, settings in named.items()}
         steps: dict[str, tuple[str, Plan, Step]] = {}
-        for name, plan in plans.items():
-            for step in bench.trained(plan).values():
+        for name, settings in named.items():
+            plan = vary(self.plan.plan, settings)
+            for step in bench.workshop.missing(list(bench.trained(plan).values())):
                 steps.setdefault(step.key, (name, plan, step))
+        if not steps:
+            return
         with bench.workshop.leases([step for _, _, step in steps.values()]):
             jobs: dict[str, TrainJob] = {}
             for key, (name, plan, step) in steps.items():
@@ -259,8 +264,7 @@ class Search:
         seconds: dict[str, float],
     ) -> Found:
         parts = self.plan.parts
-        finished = [t for t in trials.trials if t.state == "finished"]
-        settings = self._settings(finished[0])
+        teachers = {run[1]: self.bench.teachers(parts.a, run) for run in self.experiment.runs}
         return Found(
             name=self.experiment.name,
             epsilon=self.tuning.epsilon,
@@ -268,7 +272,7 @@ class Search:
             n_a=parts.a.n,
             n_b=parts.b.n,
             smallest_difference=smallest_difference(min(parts.a.n, parts.b.n)),
-            continuous=is_continuous_task(self.bench.predictions(settings, parts.a)),
+            continuous=is_continuous_task(teachers),
             space=self.plan.space.to_json(),
             trials=tuple(trials.trials),
             candidates=tuple(candidates),
@@ -279,7 +283,7 @@ class Search:
             front=front_of(trials.trials),
             importances=trials.study.importances(),
             seconds=seconds,
-            provenance={**software(LIBRARIES), "experiment": identity(self.experiment)},
+            provenance={**software(LIBRARIES), "experiment": identity(self.plan)},
         )
 
     def _write(self, found: Found) -> Searched:
