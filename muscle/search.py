@@ -79,7 +79,8 @@ def identity(plan: SearchPlan) -> dict[str, Any]:
     return {
         **numbers(made.experiment),
         "tuning": made.experiment.tuning.model_dump(mode="json", exclude=elsewhere),
-        "fingerprints": {
+        # The last by name: of what differs, a setting is told first.
+        "what it reads": {
             "training examples": made.examples.key,
             "tuning examples": [plan.parts.a.queries.key, plan.parts.b.queries.key],
             "test split": made.queries.key,
