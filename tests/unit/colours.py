@@ -7,9 +7,9 @@ from typing import Any
 COLOURS = ["red", "blue", "green"]
 
 
-def write_data(folder: Path, test: int) -> Path:
-    """20 rows to train on and `test` others."""
-    for name, size, start in (("train", 20, 0), ("test", test, 100)):
+def write_data(folder: Path, test: int, train: int = 20) -> Path:
+    """`train` rows to train on, at most 100, and `test` others, whose things have other numbers."""
+    for name, size, start in (("train", train, 0), ("test", test, 100)):
         rows = [{"q": f"thing {start + i}", "a": COLOURS[i % 3]} for i in range(size)]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     return folder

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from muscle.cli import main
+from muscle.metrics.power import needed_examples
 
 
 @pytest.fixture
@@ -75,6 +76,59 @@ def test_a_dry_run_refuses_the_same(
 ) -> None:
     extra, expected = BAD[case]
     assert expected in fails(["run", str(experiment), *extra, "--dry-run"], capsys, tmp_path)
+
+
+BAD_SEARCH = {
+    "epsilon": (["--set", "tuning.epsilon=0.5"], "'tuning.epsilon'"),
+    "negative epsilon": (["--set", "tuning.epsilon=-0.1"], "'tuning.epsilon'"),
+    "no trials": (["--trials", "0"], "'tuning.trials'"),
+    "unknown parameter": (["--set", "tuning.space={rank: [1, 2]}"], "'tuning.space.rank'"),
+    "misspelt parameter": (["--set", "tuning.space={temprature: [1, 2]}"], "'temperature'"),
+    "empty space": (["--set", "tuning.space={}"], "tuning.space"),
+    "unknown mask": (["--set", "tuning.space={mask: [student]}"], "tuning.space.mask"),
+    "turned interval": (["--set", "tuning.space={ce_weight: {min: 1, max: 0}}"], "not below"),
+    "an unread value": (["--set", "tuning.space={learning_rate: [2.0, 0.1]}"], "learning_rate.0"),
+    "interpolation": (["--set", "tuning.interpolations=[3]"], "tuning.interpolations"),
+    "small halves": (["--set", "training.tuning_fraction=0.4"], "tuning.difference"),
+    "all held out": (["--set", "training.tuning_fraction=0.95"], "training.tuning_fraction"),
+    "no training split": (["--set", "task.train=null"], "task.train"),
+    "missing model": (["--set", "old.model=./nowhere"], "nowhere"),
+}
+
+
+@pytest.mark.parametrize("dry", [False, True])
+@pytest.mark.parametrize("case", BAD_SEARCH)
+def test_a_search_that_cant_be_is_one_line(
+    case: str, dry: bool, experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extra, expected = BAD_SEARCH[case]
+    arguments = ["tune", str(experiment), *extra, *(["--dry-run"] if dry else [])]
+    assert expected in fails(arguments, capsys, tmp_path)
+
+
+def test_small_halves_say_how_many_examples_are_needed(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extra = ["--set", "training.tuning_fraction=0.4", "--set", "tuning.difference=0.2"]
+    error = fails(["tune", str(experiment), *extra], capsys, tmp_path)
+    assert "has 2," in error and "wants 20 points" in error
+    assert f"takes {needed_examples(0.2)}" in error
+
+
+def test_tune_options_are_settings(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"q": f"thing {i}", "a": ["red", "blue"][i % 2]} for i in range(40)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    extra = ["--set", "training.tuning_fraction=0.5", "--set", "tuning.difference=0.9"]
+    arguments = ["--trials", "7", "--pareto", "--dry-run", "--output", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as stopped:
+        main(["tune", str(experiment), *extra, *arguments])
+    assert stopped.value.code == 0
+    said = capsys.readouterr().out
+    assert "trials: 7, of which 0 are done" in said
+    assert "half A: 10 examples, half B: 10" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unwritable_place_is_one_line(
@@ -147,7 +201,7 @@ def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["--version"], ["--help"], ["run", "--help"]):
+    for arguments in (["--version"], ["--help"], ["run", "--help"], ["tune", "--help"]):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)
         assert stopped.value.code == 0

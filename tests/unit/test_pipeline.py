@@ -119,6 +119,8 @@ def test_resources_names_and_paths_change_no_key(
         ({"data_seed": 1}, {"training examples", "train *", "evaluate *"}),
         ({"seeds": [7]}, {"train *", "evaluate *"}),
         ({"adapter": {"r": 3, "alpha": 4}}, {"train *", "evaluate *"}),
+        ({"tuning": {"trials": 3, "epsilon": 0.1, "space": {"ce_weight": [0.1]}}}, set()),
+        ({"compatibility": {"interpolation": 1.0}}, set()),
     ],
 )
 def test_a_key_changes_exactly_when_its_numbers_do(
@@ -138,6 +140,62 @@ def test_the_ce_control_ignores_what_it_does_not_use(base: dict[str, Any]) -> No
         for mask in ("student-wrong", "old-right")
     }
     assert len(set(keys.values())) == 1
+
+
+def test_held_out_examples_change_the_keys_of_what_trains_on_the_others(
+    base: dict[str, Any],
+) -> None:
+    """A fraction that isn't given leaves all keys as they were before there was one."""
+    before = {s.label: s for s in make_plan(make(base)).steps()}
+    assert "tuning_fraction" not in before["training examples"].inputs
+    held_out = make(base, training={**base["training"], "tuning_fraction": 0.2})
+    after = {s.label: s for s in make_plan(held_out).steps()}
+    assert before.keys() == after.keys()
+    same = {label for label in before if before[label].key == after[label].key}
+    assert same == {"evaluation requests"}
+    assert "tuning_fraction" not in after["train old"].inputs["training"]
+    other = make(base, training={**base["training"], "tuning_fraction": 0.3})
+    assert make_plan(other).examples.key != after["training examples"].key
+
+
+def test_an_interpolation_is_made_of_what_is_there(
+    base: dict[str, Any], finished: Path, tmp_path: Path
+) -> None:
+    """Nothing is trained for it, compat alone is asked again, and what is served is the mixture."""
+    from safetensors.torch import load_file
+
+    plain = {s.label: s.key for s in make_plan(make(base)).steps()}
+    half = make(base, compatibility={"interpolation": 0.5})
+    plan = make_plan(half)
+    labels = [s.label for s in plan.steps()]
+    assert labels.index("train compat") < labels.index("interpolate compat x 0.5")
+    assert labels.index("interpolate compat x 0.5") < labels.index("evaluate old")
+    keys = {s.label: s.key for s in plan.steps()}
+    changed = {label for label in plain if plain[label] != keys[label]}
+    assert changed == {"evaluate compat"}
+    output = tmp_path / "out"
+    shutil.copytree(finished / "artifacts", output / "artifacts")
+    launcher = Counting()
+    run(half, output, launcher)
+    assert launcher.ran == ["evaluate 1"]
+    new, compat, served = (
+        load_file(folder / "adapter" / "adapter_model.safetensors")
+        for folder in (finished / "new", finished / "compat", output / "compat")
+    )
+    for key in (k for k in served if "lora_A" in k):
+        b = key.replace("lora_A", "lora_B")
+        exact = 0.5 * (new[b] @ new[key]) + 0.5 * (compat[b] @ compat[key])
+        left = (exact - served[b] @ served[key]).norm()
+        assert served[key].shape == new[key].shape
+        # The nearest of rank 2 leaves what the smaller singular values hold, no more.
+        smaller = exact.svd().S[2:].norm()
+        assert left == pytest.approx(float(smaller), abs=1e-4)
+
+
+def test_weights_of_an_interpolation_have_keys_of_their_own(base: dict[str, Any]) -> None:
+    plans = [make_plan(make(base, compatibility={"interpolation": w})) for w in (0.5, 0.75, 1.0)]
+    served = [plan.predictions["compat", (0, 0)].key for plan in plans]
+    assert len(set(served)) == 3 and plans[2].interpolated == {}
 
 
 def test_shared_storage_trains_task_adapters_once(

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import binom
 
-from muscle.metrics.power import smallest_difference
+from muscle.metrics.power import needed_examples, smallest_difference
 
 
 @pytest.mark.parametrize(("n", "expected"), [(1838, 0.016), (10042, 0.007)])
@@ -50,3 +52,27 @@ def test_more_examples_more_power_and_less_noise_show_more() -> None:
 def test_nonsense_is_refused(bad: tuple[int, float, float, float]) -> None:
     with pytest.raises(ValueError, match="smallest_difference"):
         smallest_difference(*bad)
+
+
+@given(st.floats(0.002, 0.99))
+def test_needed_examples_are_just_enough(difference: float) -> None:
+    n = needed_examples(difference)
+    assert smallest_difference(n) <= difference
+    assert n == 1 or smallest_difference(n - 1) > difference
+
+
+@given(st.integers(5, 50_000))
+def test_what_n_examples_show_needs_no_more_than_n(n: int) -> None:
+    assert needed_examples(smallest_difference(n)) <= n
+
+
+def test_a_twelfth_of_the_paper_is_enough_for_five_points() -> None:
+    """The default of a search: some 200 examples in each half."""
+    assert 150 < needed_examples(0.05) < 250
+    assert simulated_power(needed_examples(0.05), 0.06, 0.05, 20_000) >= 0.78
+
+
+@pytest.mark.parametrize("bad", [0.0, 1.0, -0.1, 2.0])
+def test_a_difference_is_a_share(bad: float) -> None:
+    with pytest.raises(ValueError, match="needed_examples"):
+        needed_examples(bad)
