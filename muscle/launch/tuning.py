@@ -28,6 +28,11 @@ from muscle.training.settings import zero_stage
 from muscle.tuning.trial import Runner, TrialJob, TrialSource, attempt
 
 
+DRIVER = {"memory": 64.0 * 2**20}
+"""What a trial takes that drives Ray Train and Ray Data: no CPU, so that those that it waits
+for find all of them (Tune wants something to be taken)."""
+
+
 def search(
     trials: TrialSource,
     resources: ResourcesConfig,
@@ -49,7 +54,7 @@ def search(
     cpus = _cpus(resources, width)
     needs = {"CPU": float(cpus), "GPU": cluster.gpus(resources.gpus_per_worker)}
     if not inside:
-        needs = {"CPU": 0.0}
+        needs = DRIVER
     with watching(on_progress) as board, tempfile.TemporaryDirectory() as scratch:
         trainable = tune.with_parameters(
             _trial,
@@ -59,7 +64,7 @@ def search(
             cpus=cpus,
         )
         tuner = tune.Tuner(
-            tune.with_resources(trainable, {k: v for k, v in needs.items() if v or k == "CPU"}),
+            tune.with_resources(trainable, tune.PlacementGroupFactory([needs])),
             tune_config=tune.TuneConfig(
                 search_alg=_Asking(trials, first),
                 num_samples=-1,
