@@ -27,7 +27,6 @@ from muscle.training.job import OnProgress, Progress
 from muscle.training.settings import zero_stage
 from muscle.tuning.trial import Runner, TrialJob, TrialSource, attempt
 
-
 DRIVER = {"memory": 64.0 * 2**20}
 """What a trial takes that drives Ray Train and Ray Data: no CPU, so that those that it waits
 for find all of them (Tune wants something to be taken)."""
@@ -153,7 +152,9 @@ class _Looking(tune.Stopper):
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         look = result.get("look")
-        return look is not None and self.trials.look(result["number"], look)
+        if look is None:
+            return False
+        return self.trials.look(result["number"], look, json.loads(result["seconds"]))
 
     def stop_all(self) -> bool:
         return False
@@ -178,8 +179,8 @@ def _trial(
         if progress.stage.startswith("trial"):
             poster(progress)
 
-    def look(number: int) -> None:
-        tune.report({"number": job.number, "look": number})
+    def look(number: int, seconds: Mapping[str, float]) -> None:
+        tune.report({"number": job.number, "look": number, "seconds": json.dumps(seconds)})
 
     outcome = attempt(job, _runner(resources, backend, cpus), look, tell)
     tune.report({"number": job.number, "look": None, "outcome": json.dumps(outcome)})
