@@ -46,10 +46,11 @@ demo-tune: install
 	$(BIN)/muscle tune jobs/experiments/demo-tune.yaml --output runs/demo-tune
 
 test: install
-	$(TEST_ENV) $(BIN)/python -m pytest
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/conformance tests/gpu
+	$(TEST_ENV) $(BIN)/python -m pytest tests/ray
 
 test-fast: install
-	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow"
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 lint: install
 	$(BIN)/ruff check .
