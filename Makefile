@@ -13,11 +13,12 @@ TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
 	RAY_TRAIN_HEALTH_CHECK_INTERVAL_S=0.2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint check testbed clean
+.PHONY: help install demo demo-tune test test-fast lint check testbed clean
 
 help:
 	@echo "make install    pinned packages into $(VENV)"
 	@echo "make demo       install, then one model update on the shipped testbed (minutes)"
+	@echo "make demo-tune  install, then a search of the demo's settings (up to ten minutes)"
 	@echo "make test       install, then all tests"
 	@echo "make test-fast  install, then the tests that take seconds"
 	@echo "make lint       ruff"
@@ -41,11 +42,15 @@ $(STAMP): requirements.lock pyproject.toml
 demo: install
 	$(BIN)/muscle run jobs/experiments/demo.yaml --output runs/demo
 
+demo-tune: install
+	$(BIN)/muscle tune jobs/experiments/demo-tune.yaml --output runs/demo-tune
+
 test: install
-	$(TEST_ENV) $(BIN)/python -m pytest
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/conformance tests/gpu
+	$(TEST_ENV) $(BIN)/python -m pytest tests/ray
 
 test-fast: install
-	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow"
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 lint: install
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
 For machines that have torch, transformers and peft only, and for tests.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from muscle.errors import UserError
 from muscle.evaluation.job import EvaluateJob
@@ -70,8 +70,8 @@ class Alone:
         while (job := trials.next()) is not None:
             number = job.number
 
-            def look(which: int, number: int = number) -> None:
-                if trials.look(number, which):
+            def look(which: int, seconds: Mapping[str, float], number: int = number) -> None:
+                if trials.look(number, which, seconds):
                     raise StoppedError
 
             trials.end(number, attempt(job, self, look, on_progress))

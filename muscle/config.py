@@ -2,8 +2,8 @@
 
 The defaults are the paper's (arXiv 2407.09435, §5, A.1, A.4). What it does not
 publish is marked "assumed". Every field that changes a number is part of some
-artifact's key (`muscle.pipeline.keys`); what sits under `resources` and `storage`
-never is.
+artifact's key (`muscle.plan`); what sits under `resources`, `hardware`, `tracking`,
+`tuning` and `storage` never is.
 """
 
 import re
@@ -254,7 +254,7 @@ class TrackingConfig(Part):
 
 
 class RangeConfig(Part):
-    """An interval of a search space, both ends included."""
+    """An interval of a search space, both ends included; `log` draws evenly by ratio."""
 
     min: float
     max: float
@@ -265,7 +265,10 @@ Values = list[float] | RangeConfig
 
 
 class SpaceConfig(Part):
-    """What `muscle tune` varies: a list of values, or an interval; what isn't named stays."""
+    """What `muscle tune` varies of `CompatibilityConfig`: lists of values, or intervals.
+
+    What isn't named stays as the experiment has it. No rank: the adapter has new's shape.
+    """
 
     mask: list[MaskName] | None = None
     temperature: Values | None = None
@@ -284,8 +287,10 @@ class TuningConfig(Part):
                     to show; halves that can't are refused
     space           default: `muscle.tuning.space.default_space`
     interpolations  between new's adapter and compat's, scored for the best trials
-    finalists       how many of half A's best are judged by half B
+    finalists       how many of half A's best are judged by half B, and how many trials are
+                    interpolated
     pareto          search the front of (NFR, accuracy) instead of one constrained optimum
+    seed            of the suggestions
     concurrent      trials at once; default: as many as there is room for
     """
 

@@ -48,6 +48,11 @@ class _Running:
     twins: list[Trial] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
 
+    def seconds(self, spent: Mapping[str, Any]) -> dict[str, float]:
+        """What a record says of the time."""
+        known = {name: float(spent.get(name, 0.0)) for name in ("training", "scoring")}
+        return {**known, "total": time.monotonic() - self.began}
+
 
 class Trials:
     """Asks the study for settings and turns them into jobs; judges what comes back.
@@ -88,13 +93,13 @@ class Trials:
             self.error = error
         return None
 
-    def look(self, number: int, look: int) -> bool:
-        """Judge a look's answers; whether the trial is to stop."""
+    def look(self, number: int, look: int, seconds: Mapping[str, float]) -> bool:
+        """Judge a look's answers; whether the trial is to stop, after so many seconds."""
         running = self._running.get(number)
         if running is None or self.error is not None:
             return True
         try:
-            return self._judge_look(running, look)
+            return self._judge_look(running, look, seconds)
         except UserError as error:
             self._record(running, replace(running.trial, state="failed", reason=str(error)))
         except Exception as error:
@@ -234,7 +239,7 @@ class Trials:
 
     # --- judging ----------------------------------------------------------------------------
 
-    def _judge_look(self, running: _Running, look: int) -> bool:
+    def _judge_look(self, running: _Running, look: int, seconds: Mapping[str, float]) -> bool:
         bench, part = self.bench, self.parts.look
         predictions = {}
         for run, wanted in zip(bench.experiment.runs, running.looks[look], strict=True):
@@ -245,7 +250,8 @@ class Trials:
         if reason is None:
             return False
         seen = measure(predictions, part.name)
-        self._record(running, replace(running.trial, state="stopped", reason=reason, a=seen))
+        stopped = replace(running.trial, state="stopped", reason=reason, a=seen)
+        self._record(running, replace(stopped, seconds=running.seconds(seconds)))
         return True
 
     def _ended(self, running: _Running, outcome: Mapping[str, Any]) -> Trial:
@@ -253,8 +259,6 @@ class Trials:
         if outcome.get("reason") is not None:
             state: State = "diverged" if outcome.get("diverged") else "failed"
             return replace(trial, state=state, reason=" ".join(str(outcome["reason"]).split()))
-        seconds = {name: float(outcome.get(name, 0.0)) for name in ("training", "scoring")}
-        seconds["total"] = time.monotonic() - running.began
         try:
             for step, job in running.trainings:
                 bench.pipeline.keep(step, job)
@@ -263,7 +267,7 @@ class Trials:
             measured = bench.measure(running.settings, self.parts.a)
         except UserError as error:
             return replace(trial, state="failed", reason=str(error))
-        kept = trial.seconds or seconds  # a replayed one was timed when it ran
+        kept = trial.seconds or running.seconds(outcome)  # a replayed one was timed when it ran
         return replace(trial, state="finished", reason=None, a=measured, seconds=kept)
 
     def _record(self, running: _Running, trial: Trial) -> None:

@@ -27,6 +27,10 @@ from muscle.training.job import OnProgress, Progress
 from muscle.training.settings import zero_stage
 from muscle.tuning.trial import Runner, TrialJob, TrialSource, attempt
 
+DRIVER = {"memory": 64.0 * 2**20}
+"""What a trial takes that drives Ray Train and Ray Data: no CPU, so that those that it waits
+for find all of them (Tune wants something to be taken)."""
+
 
 def search(
     trials: TrialSource,
@@ -49,7 +53,7 @@ def search(
     cpus = _cpus(resources, width)
     needs = {"CPU": float(cpus), "GPU": cluster.gpus(resources.gpus_per_worker)}
     if not inside:
-        needs = {"CPU": 0.0}
+        needs = DRIVER
     with watching(on_progress) as board, tempfile.TemporaryDirectory() as scratch:
         trainable = tune.with_parameters(
             _trial,
@@ -59,7 +63,7 @@ def search(
             cpus=cpus,
         )
         tuner = tune.Tuner(
-            tune.with_resources(trainable, {k: v for k, v in needs.items() if v or k == "CPU"}),
+            tune.with_resources(trainable, tune.PlacementGroupFactory([needs])),
             tune_config=tune.TuneConfig(
                 search_alg=_Asking(trials, first),
                 num_samples=-1,
@@ -148,7 +152,9 @@ class _Looking(tune.Stopper):
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         look = result.get("look")
-        return look is not None and self.trials.look(result["number"], look)
+        if look is None:
+            return False
+        return self.trials.look(result["number"], look, json.loads(result["seconds"]))
 
     def stop_all(self) -> bool:
         return False
@@ -173,8 +179,8 @@ def _trial(
         if progress.stage.startswith("trial"):
             poster(progress)
 
-    def look(number: int) -> None:
-        tune.report({"number": job.number, "look": number})
+    def look(number: int, seconds: Mapping[str, float]) -> None:
+        tune.report({"number": job.number, "look": number, "seconds": json.dumps(seconds)})
 
     outcome = attempt(job, _runner(resources, backend, cpus), look, tell)
     tune.report({"number": job.number, "look": None, "outcome": json.dumps(outcome)})

@@ -118,7 +118,7 @@ def default_space(experiment: Experiment) -> SpaceConfig:
             "always-old",
         ],
         temperature=RangeConfig(min=1.0, max=4.0, log=True),
-        ce_weight=RangeConfig(min=0.0, max=0.7),
+        ce_weight=[0.0, 0.1, 0.25, 0.5],  # a list, so that none at all is among them
         old_weight=RangeConfig(min=0.5, max=2.0, log=True),
         # Rounded, since people read the ends: 3e-05 x 3 is 8.999999999999999e-05.
         learning_rate=RangeConfig(

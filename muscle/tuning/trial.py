@@ -86,13 +86,16 @@ class TrialSource(Protocol):
         """A trial to run; None when there is none left."""
         ...
 
-    def look(self, number: int, look: int) -> bool:
-        """Judge a look's answers; whether the trial is to stop."""
+    def look(self, number: int, look: int, seconds: Mapping[str, float]) -> bool:
+        """Judge a look's answers; whether the trial is to stop, after so many seconds."""
         ...
 
     def end(self, number: int, outcome: Mapping[str, Any]) -> None:
         """Judge and record a trial that has ended; see `attempt` for the outcome."""
         ...
+
+
+OnLook = Callable[[int, Mapping[str, float]], None]
 
 
 class StoppedError(Exception):
@@ -102,7 +105,7 @@ class StoppedError(Exception):
 def attempt(
     job: TrialJob,
     runner: Runner,
-    on_look: Callable[[int], None],
+    on_look: OnLook,
     on_progress: OnProgress,
 ) -> dict[str, Any]:
     """Run a trial; whatever goes wrong is its outcome, and the search goes on.
@@ -127,12 +130,13 @@ def attempt(
 def run_trial(
     job: TrialJob,
     runner: Runner,
-    on_look: Callable[[int], None],
+    on_look: OnLook,
     on_progress: OnProgress,
 ) -> dict[str, Any]:
     """Train and answer; returns the seconds spent in `training` and in `scoring`.
 
-    on_look: told the number of each look, once its answers are there; may raise to stop.
+    on_look: told the number of each look, once its answers are there, and the seconds spent so
+        far; may raise to stop.
 
     Raises:
         UserError: what a user can mend; a loss that isn't finite.
@@ -154,7 +158,7 @@ def run_trial(
         pairs = zip(job.trainings, look.outputs, strict=True)
         train([replace(one, until=look.epoch, output=output) for one, output in pairs])
         answer(look.evaluate)
-        on_look(number)
+        on_look(number, seconds)
     if job.trainings:
         train(job.trainings)
     answer(job.evaluate)

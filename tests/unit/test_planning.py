@@ -23,7 +23,6 @@ from muscle.errors import UserError
 from muscle.experiment import load_experiment
 from muscle.models import adapter_parameters, hidden_states, load_base, load_config, new_adapter
 from muscle.models.sequences import Sequences, tokenise
-from muscle.splits import training_split
 from muscle.planning.estimate import reckon, reckon_cache
 from muscle.planning.facts import Facts, gather_facts
 from muscle.planning.fitting import advise
@@ -44,6 +43,7 @@ from muscle.planning.meta import (
 )
 from muscle.planning.view import advice_line, amount, duration
 from muscle.planning.work import Work, evaluation_work, forward_work, training_work
+from muscle.splits import training_split
 from muscle.tasks import load_task
 from muscle.teachers.choose import choose
 from muscle.training.settings import read_deepspeed

@@ -1,0 +1,21 @@
+"""`muscle tune` as a cluster job: `ray job submit --working-dir . -- python jobs/tune.py FILE`.
+
+Takes the same arguments as `muscle tune`; the cluster it runs on is the one it uses. Give an
+`--output` (or a `storage`) that all nodes see: trials hand their adapters over by path.
+"""
+
+import sys
+
+
+def main() -> None:
+    """Hand the arguments to the command line, with the job's own cluster as address."""
+    from muscle.cli import main as command
+
+    arguments = sys.argv[1:]
+    if not any(a.startswith("--address") for a in arguments):
+        arguments = ["--address", "auto", *arguments]
+    command(["tune", *arguments])
+
+
+if __name__ == "__main__":
+    main()
