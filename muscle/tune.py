@@ -81,7 +81,6 @@ class Search:
             UserError: whatever a user can mend; no trial that ended well.
         """
         began = time.monotonic()
-        seen = self._seen()
         check_search(self.plan, self.output)
         self.launcher.prepare(self.on_progress)
         storage.write_json(storage.join(self.output, "search.json"), identity(self.plan))
@@ -92,24 +91,33 @@ class Search:
         candidates, why = self._judge(trials.trials)
         chosen = candidates[0] if candidates and candidates[0].b is not None else None
         feasible = chosen is not None and _feasible(chosen, self.tuning.epsilon)
-        test = self._test(chosen) if chosen is not None and feasible else ()
-        if test and seen not in (None, len(trials.trials)):
-            why += (
-                f" The test split had been read before, after {seen} trials: what it says of a "
-                "new choice is no longer blind."
-            )
+        test: tuple[Contender, ...] = ()
+        if chosen is not None and feasible:
+            why += self._blindness(chosen, len(trials.trials))
+            test = self._test(chosen)
         seconds = {"total": time.monotonic() - began}
         for name in ("training", "scoring"):
             seconds[name] = sum(t.seconds.get(name, 0.0) for t in trials.trials)
         found = self._found(trials, candidates, chosen if feasible else None, why, test, seconds)
         return self._write(found)
 
-    def _seen(self) -> int | None:
-        """After how many trials an earlier answer in this folder has read the test split."""
-        earlier = storage.read_json(storage.join(self.output, "tune.json"))
-        if not isinstance(earlier, dict) or not earlier.get("test"):
-            return None
-        return len(earlier.get("trials", ()))
+    def _blindness(self, chosen: Candidate, trials: int) -> str:
+        """What to say of a test split that was read for an earlier choice in this folder.
+
+        Noted before it is read for the first time, so that no stop and no start can forget it.
+        """
+        path = storage.join(self.output, "test-split.json")
+        now = {"trials": trials, "chosen": chosen.name}
+        first = storage.read_json(path)
+        if not isinstance(first, dict):
+            storage.write_json(path, now)
+            return ""
+        if first == now:
+            return ""
+        return (
+            f" The test split had been read before, after {first.get('trials')} trials: what it "
+            "says of a new choice is no longer blind."
+        )
 
     # --- before and during ----------------------------------------------------------------
 

@@ -356,6 +356,21 @@ def test_a_search_that_is_done_does_nothing(
     assert result(output) == result(played[0])
 
 
+def test_a_second_choice_is_no_longer_blind(base: dict[str, Any], tmp_path: Path) -> None:
+    """It is said whenever the test split had been read for another one, however often it starts."""
+    output = tmp_path / "out"
+    fewer = changed(base, tuning={"trials": 2})
+    search(fewer, output, Played())
+    assert "blind" not in result(output)["why"]
+    search(fewer, output, Played())
+    assert "blind" not in result(output)["why"]
+    search(base, output, Played())
+    found = result(output)
+    assert "read before, after 2 trials" in found["why"] and "no longer blind" in found["why"]
+    search(base, output, Played())
+    assert result(output) == found
+
+
 def test_a_damaged_adapter_of_a_finished_trial_is_made_again(
     base: dict[str, Any], played: tuple[Path, Any], tmp_path: Path
 ) -> None:
