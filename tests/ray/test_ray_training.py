@@ -80,7 +80,7 @@ def assert_same(job: TrainJob, expected: TrainJob) -> None:
 
 @pytest.mark.parametrize(
     ("stage", "workers"),
-    [("zero1", 1), ("zero2", 2), ("zero3", 2), ("zero3-offload", 2)],
+    [("zero1", 1), ("zero3-offload", 2)],  # the others below, with cached teachers
 )
 def test_every_stage_and_any_number_of_workers_equal_the_plain_loop(
     stage: str, workers: int, compat: TrainJob, plain: TrainJob, tmp_path: Path, ray_local: None
