@@ -11,7 +11,7 @@ from muscle.evaluation.units import answer_unit, outstanding
 from muscle.teachers.job import TeacherJob
 from muscle.teachers.shards import missing
 from muscle.training.job import OnProgress, Progress, TrainJob
-from muscle.tuning.trial import StoppedError, TrialSource, attempt
+from muscle.tuning.trial import Later, StoppedError, TrialSource, attempt
 
 
 class Alone:
@@ -68,6 +68,8 @@ class Alone:
     def search(self, trials: TrialSource, concurrent: int | None, on_progress: OnProgress) -> None:
         """Run one trial after the other, however many could run at once elsewhere."""
         while (job := trials.next()) is not None:
+            if isinstance(job, Later):  # never: nothing else runs here
+                continue
             number = job.number
 
             def look(which: int, seconds: Mapping[str, float], number: int = number) -> None:

@@ -31,11 +31,16 @@ class Workshop:
         return found
 
     @contextmanager
-    def leases(self, steps: Sequence[Step]) -> Iterator[None]:
-        """Hold the leases of all steps; always taken in one order, so no two drivers deadlock."""
+    def leases(
+        self, steps: Sequence[Step], on_wait: Callable[[str], None] | None = None
+    ) -> Iterator[None]:
+        """Hold the leases of all steps; always taken in one order, so no two drivers deadlock.
+
+        on_wait: told who holds one of them, before it is waited for; may raise instead.
+        """
         with ExitStack() as stack:
             for step in sorted(steps, key=lambda s: (s.kind, s.key)):
-                waiting = partial(self._waiting, step)
+                waiting = on_wait or partial(self._waiting, step)
                 stack.enter_context(self.store.lease(step.kind, step.key, waiting))
             yield
 

@@ -24,10 +24,18 @@ from muscle.tuning.ranking import rank
 from muscle.tuning.records import State, Trial
 from muscle.tuning.space import Space
 from muscle.tuning.study import Study
-from muscle.tuning.trial import Look, TrialJob
+from muscle.tuning.trial import LATER, Later, Look, TrialJob
 
 GIVE_UP = 3
 """So many trials that failed before any went well: the next ones would too."""
+
+
+class _HeldError(Exception):
+    """Another driver holds a lease that a trial needs."""
+
+
+def _raise_held(holder: str) -> None:
+    raise _HeldError(holder)
 
 
 @dataclass
@@ -75,8 +83,12 @@ class Trials:
 
     # --- what launchers call --------------------------------------------------------------
 
-    def next(self) -> TrialJob | None:
-        """A trial to run; None when all have been asked for, or something is wrong."""
+    def next(self) -> TrialJob | Later | None:
+        """A trial to run; None when all have been asked for, or something is wrong.
+
+        Another search may be at the same adapter, in a `storage` that both share. While trials
+        of ours run it isn't waited for, since it may wait for one of those.
+        """
         try:
             while self.error is None and not self._given_up():
                 trial = self._again.pop(0) if self._again else self._ask()
@@ -84,7 +96,11 @@ class Trials:
                     break
                 if self._joins(trial):
                     continue
-                running, job = self._prepare(trial)
+                try:
+                    running, job = self._prepare(trial)
+                except _HeldError:
+                    self._again.insert(0, trial)
+                    return LATER
                 self._running[trial.number] = running
                 if job is not None:
                     return job
@@ -191,8 +207,9 @@ class Trials:
         steps = bench.trained(plan)
         leases = ExitStack()
         predicted = [plan.predictions["compat", run] for run in steps]
-        leases.enter_context(bench.workshop.leases([*steps.values(), *predicted]))
         self._write(trial)
+        on_wait = _raise_held if self._running else None
+        leases.enter_context(bench.workshop.leases([*steps.values(), *predicted], on_wait))
         trainings: list[tuple[Step, TrainJob]] = []
         adapters: dict[Run, str] = {}
         for run, step in steps.items():

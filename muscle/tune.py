@@ -6,6 +6,7 @@ best three, and the test split is read once, at the end.
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -94,7 +95,8 @@ class Search:
         test: tuple[Contender, ...] = ()
         if chosen is not None and feasible:
             why += self._blindness(chosen, len(trials.trials))
-            test = self._test(chosen)
+            test, remark = self._test(chosen)
+            why += remark
         seconds = {"total": time.monotonic() - began}
         for name in ("training", "scoring"):
             seconds[name] = sum(t.seconds.get(name, 0.0) for t in trials.trials)
@@ -169,14 +171,16 @@ class Search:
         Interpolations compete on half A, so that half B still chooses among three only.
         """
         epsilon, finalists = self.tuning.epsilon, self.tuning.finalists
-        ended = [t for t in rank(trials, epsilon) if t.state == "finished"]
+        ended = self._distinct([t for t in rank(trials, epsilon) if t.state == "finished"])
         pairs = [
             (trial, weight)
             for trial in ended[:finalists]
             for weight in (1.0, *(w for w in self.tuning.interpolations if w != 1.0))
         ]
         # They are there, unless something has damaged them since.
-        self._train({f"trial {t.number}": self._settings(t) for t, _ in pairs})
+        lost = self._train({f"trial {t.number}": self._settings(t) for t, _ in pairs})
+        if lost:
+            raise UserError(next(iter(lost.values())))
         settings = [self._settings(*pair) for pair in pairs]
         for one in settings:
             self.bench.pipeline_of(vary(self.plan.plan, one)).interpolate()
@@ -202,6 +206,14 @@ class Search:
         why = f"{kept[0].name} has the fewest negative flips on half B of {len(best)} finalists."
         return judged + rest, why
 
+    def _distinct(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Without those of other settings and the same adapter (on labels alone, masks are one)."""
+        kept: dict[tuple[str, ...], Trial] = {}
+        for trial in trials:
+            plan = vary(self.plan.plan, self._settings(trial))
+            kept.setdefault(tuple(s.key for s in self.bench.trained(plan).values()), trial)
+        return list(kept.values())
+
     def _on_b(self, best: Sequence[Candidate]) -> list[Candidate]:
         """Finalists measured on half B, the best there first."""
         b = self.plan.parts.b
@@ -215,14 +227,18 @@ class Search:
     def _settings_of(self, chosen: Candidate) -> CompatibilityConfig:
         return self._settings(self._trials[chosen.trial], chosen.interpolation)
 
-    def _test(self, chosen: Candidate) -> tuple[Contender, ...]:
-        """The chosen one on the test split, beside what it is compared with."""
+    def _test(self, chosen: Candidate) -> tuple[tuple[Contender, ...], str]:
+        """The chosen one on the test split, beside what it is compared with, and a remark.
+
+        What it is compared with may be impossible to train: that is said, and the choice stands.
+        """
         mine = self._settings_of(chosen)
         # As many updates, on labels alone: what more training by itself would do.
         control = mine.model_copy(update={"ce_weight": 1.0, "interpolation": 1.0})
         named = {"chosen": mine, **REFERENCES, "control": control}
         self._teach()
-        self._train({k: v for k, v in named.items() if k != "chosen"})
+        failed = self._train({k: v for k, v in named.items() if k != "chosen"})
+        named = {name: settings for name, settings in named.items() if name not in failed}
         test = self.bench.test
         self._ask(list(named.values()), (test,))
         rows = []
@@ -231,7 +247,8 @@ class Search:
             dumped = settings.model_dump(mode="json")
             measured = self.bench.measure(settings, test)
             rows.append(Contender(name, dumped, measured, difference))
-        return tuple(rows)
+        remarks = [f" {name} could not be trained: {why}." for name, why in failed.items()]
+        return tuple(rows), "".join(remarks)
 
     def _difference(
         self, chosen: CompatibilityConfig, other: CompatibilityConfig, part: Part
@@ -251,8 +268,8 @@ class Search:
             "p": measured.p,
         }
 
-    def _train(self, named: dict[str, CompatibilityConfig]) -> None:
-        """Train what is missing of candidates, side by side."""
+    def _train(self, named: dict[str, CompatibilityConfig]) -> dict[str, str]:
+        """Train what is missing of candidates, side by side; returns why some can't be, by name."""
         bench = self.bench
         steps: dict[str, tuple[str, Plan, Step]] = {}
         for name, settings in named.items():
@@ -260,7 +277,8 @@ class Search:
             for step in bench.workshop.missing(list(bench.trained(plan).values())):
                 steps.setdefault(step.key, (name, plan, step))
         if not steps:
-            return
+            return {}
+        failed: dict[str, str] = {}
         with bench.workshop.leases([step for _, _, step in steps.values()]):
             jobs: dict[str, TrainJob] = {}
             for key, (name, plan, step) in steps.items():
@@ -269,9 +287,16 @@ class Search:
                     job = bench.pipeline_of(plan).train_job((step.kind, key), output)
                     logs = storage.join(self.output, "curves", f"{name}-{job.seed}")
                     jobs[key] = replace(job, title=f"{job.title}: {name}", logs=logs)
-            self.launcher.train(list(jobs.values()), self.on_progress)
+            with suppress(UserError):  # whose it was is seen below
+                self.launcher.train(list(jobs.values()), self.on_progress)
             for key, job in jobs.items():
-                bench.pipeline.keep(steps[key][2], job)
+                try:
+                    if not storage.exists(storage.join(job.output, "training.json")):
+                        self.launcher.train([job], self.on_progress)
+                    bench.pipeline.keep(steps[key][2], job)
+                except UserError as error:
+                    failed[steps[key][0]] = str(error)
+        return failed
 
     # --- the end ----------------------------------------------------------------------------
 
@@ -298,7 +323,7 @@ class Search:
             trials=tuple(trials.trials),
             candidates=tuple(candidates),
             chosen=chosen,
-            closest=None if chosen is not None else next(iter(candidates), None),
+            closest=None if chosen is not None else self._closest(candidates, trials.trials),
             why=why,
             test=test,
             front=front_of(trials.trials),
@@ -306,6 +331,15 @@ class Search:
             seconds=seconds,
             provenance={**software(LIBRARIES), "experiment": identity(self.plan)},
         )
+
+    def _closest(
+        self, candidates: Sequence[Candidate], trials: Sequence[Trial]
+    ) -> Candidate | None:
+        """Who lacks the least, where none is feasible; all may have been stopped on the way."""
+        if candidates:
+            return candidates[0]
+        stopped = [Candidate(t.number, 1.0, 0.0, t.a) for t in trials if t.a is not None]
+        return min(stopped, key=lambda c: _order(c, self.tuning.epsilon), default=None)
 
     def _write(self, found: Found) -> Searched:
         """Every file at once written whole; those of an earlier answer go."""

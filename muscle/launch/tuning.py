@@ -25,7 +25,7 @@ from muscle.launch import cluster
 from muscle.launch.progress import Poster, watching
 from muscle.training.job import OnProgress, Progress
 from muscle.training.settings import zero_stage
-from muscle.tuning.trial import Runner, TrialJob, TrialSource, attempt
+from muscle.tuning.trial import Later, Runner, TrialJob, TrialSource, attempt
 
 DRIVER = {"memory": 64.0 * 2**20}
 """What a trial takes that drives Ray Train and Ray Data: no CPU, so that those that it waits
@@ -46,7 +46,7 @@ def search(
     that what it waits for always has room.
     """
     first = trials.next()
-    if first is None:
+    if first is None or isinstance(first, Later):  # not later: nothing of ours runs yet
         return
     inside = fits_one_process(resources, backend)
     width = max(1, min(trials.left, concurrent or room(resources)))
@@ -121,6 +121,8 @@ class _Asking(Searcher):
         job, self.first = (self.first or self.trials.next()), None
         if job is None:
             return Searcher.FINISHED
+        if isinstance(job, Later):
+            return None  # Tune asks again
         self.numbers[trial_id] = job.number
         return {"job": job.to_json()}
 

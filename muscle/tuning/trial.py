@@ -7,6 +7,7 @@ it has answered isn't asked again.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from enum import Enum
 from typing import Any, Protocol
 
 from muscle.config import VersionConfig
@@ -74,6 +75,15 @@ class TrialJob:
         )
 
 
+class Later(Enum):
+    """There are trials left, but none that can run now."""
+
+    LATER = "later"
+
+
+LATER = Later.LATER
+
+
 class TrialSource(Protocol):
     """The driver's side: what to try next, and what becomes of it."""
 
@@ -82,8 +92,8 @@ class TrialSource(Protocol):
         """How many trials are still to run, at most."""
         ...
 
-    def next(self) -> TrialJob | None:
-        """A trial to run; None when there is none left."""
+    def next(self) -> TrialJob | Later | None:
+        """A trial to run; None when there is none left, `LATER` when one of them must end first."""
         ...
 
     def look(self, number: int, look: int, seconds: Mapping[str, float]) -> bool:

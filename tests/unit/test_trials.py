@@ -25,16 +25,20 @@ from searching import (
     usual,
 )
 
+from muscle.artifacts import Store
 from muscle.bench import Bench
 from muscle.config import Experiment
 from muscle.errors import NotFiniteError, UserError
 from muscle.evaluation.job import EvaluateJob
 from muscle.evaluation.units import outstanding
+from muscle.plan import Step
 from muscle.predict import Predictor, Wanted
 from muscle.search import plan_search
 from muscle.training.job import OnProgress, TrainJob
-from muscle.trials import Trials, read_trials, trials_of
-from muscle.tuning.trial import TrialJob
+from muscle.trials import Trials, read_trials, trial_settings, trials_of
+from muscle.tuning.records import Trial
+from muscle.tuning.study import Study
+from muscle.tuning.trial import LATER, TrialJob
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +167,39 @@ def test_trials_of_the_same_adapter_side_by_side_wait_for_nothing(
     assert [r["number"] for r in found] == [0, 1, 2]
     assert {r["params"]["mask"] for r in found} == {"old-right", "student-wrong", "always-old"}
     assert len({json.dumps(r["a"]) for r in found}) == 1
+
+
+def test_another_search_at_the_same_adapter_is_waited_for_only_when_nothing_runs(
+    base: dict[str, Any], prepared: Path
+) -> None:
+    """Each of two searches may hold what the other wants: who waits must hold nothing."""
+    settings = changed(base, tuning={"trials": 2})
+    launcher = Played()
+    with source(settings, prepared, launcher) as trials:
+        first = trials.next()
+        assert isinstance(first, TrialJob)
+        other = Store(str(prepared / "artifacts"))
+        step = adapter_of_next(trials)
+        with other.lease(step.kind, step.key):
+            assert trials.next() is LATER and trials.error is None
+        launcher.train(first.trainings, not_waiting)
+        launcher.evaluate(first.evaluate, not_waiting)
+        trials.end(0, {})
+        second = trials.next()
+        assert isinstance(second, TrialJob) and second.number == 1
+    assert [r["number"] for r in records(prepared)] == [0, 1]
+
+
+def adapter_of_next(trials: Trials) -> Step:
+    """The adapter that the trial after the running ones will make; asks nothing of `trials`."""
+    again = Study(trials.space, trials.tuning.seed, trials.tuning.trials, trials.tuning.pareto)
+    for known in trials.trials:
+        again.ask(known.number, dict(known.params))
+    params = again.ask(len(trials.trials))
+    assert params is not None
+    settings = trial_settings(trials.space, Trial(1, params), trials.bench.experiment)
+    (step,) = trials.bench.trained(trials.bench.laid_out(settings, trials.parts.a)).values()
+    return step
 
 
 def test_what_is_left_is_counted(base: dict[str, Any], prepared: Path) -> None:
@@ -335,6 +372,8 @@ def test_stopped_trials_alone_are_an_answer(base: dict[str, Any], prepared: Path
     found = result(prepared)
     assert found["chosen"] is None and found["test"] == [] and searched.best is None
     assert found["why"].startswith("No feasible trial")
+    assert found["closest"]["trial"] in (0, 1)
+    assert found["closest"]["a"]["n"] == records(prepared)[0]["a"]["n"]
 
 
 def test_a_trial_whose_interval_reaches_feasibility_goes_on(

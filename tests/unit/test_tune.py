@@ -29,7 +29,7 @@ from searching import (
 from muscle.alone import Alone
 from muscle.cli import main
 from muscle.config import Experiment
-from muscle.errors import UserError
+from muscle.errors import NotFiniteError, UserError
 from muscle.evaluation.job import EvaluateJob
 from muscle.experiment import load_experiment
 from muscle.pipeline import Pipeline
@@ -456,6 +456,25 @@ def test_what_half_a_promised_half_b_can_deny(base: dict[str, Any], tmp_path: Pa
     assert found["why"].startswith("No feasible trial") and "on half B" in found["why"]
     assert found["closest"]["a"]["gain"] >= 0 > found["closest"]["b"]["gain"]
     assert not any(kind == "ask" and asks_test(of) for kind, of in launcher.log)
+
+
+def test_a_reference_that_cannot_be_trained_is_said_and_the_choice_stands(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
+    class Fragile(Played):
+        def train_one(self, job: TrainJob) -> None:
+            if job.title.endswith("control"):
+                raise NotFiniteError("training compat: the loss is nan")
+            super().train_one(job)
+
+    output = tmp_path / "out"
+    searched = search(base, output, Fragile())
+    found = result(output)
+    assert [row["name"] for row in found["test"]] == ["chosen", "default", "always-old"]
+    assert "control could not be trained: training compat: the loss is nan" in found["why"]
+    assert searched.best is not None and not leases(output)
+    search(base, output, Played())  # the next start has it
+    assert [row["name"] for row in result(output)["test"]][-1] == "control"
 
 
 # --- several seeds, Pareto --------------------------------------------------------------------
