@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from muscle.errors import UserError
 from muscle.evaluation.job import EvaluateJob
-from muscle.evaluation.units import answer_unit, outstanding
+from muscle.evaluation.units import WorkerBrokenError, answer_unit, outstanding
 from muscle.teachers.job import TeacherJob
 from muscle.teachers.shards import missing
 from muscle.training.job import OnProgress, Progress, TrainJob
@@ -76,4 +76,8 @@ class Alone:
                 if trials.look(number, which, seconds):
                     raise StoppedError
 
-            trials.end(number, attempt(job, self, look, on_progress))
+            try:
+                outcome = attempt(job, self, look, on_progress)
+            except WorkerBrokenError as error:
+                raise UserError(f"the device is broken, start again: {error}") from error
+            trials.end(number, outcome)

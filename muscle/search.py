@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from muscle import storage
 from muscle.bench import Parts, tuning_parts
 from muscle.config import TUNING_FRACTION, CompatibilityConfig, Experiment
@@ -11,6 +13,9 @@ from muscle.metrics.power import needed_examples, smallest_difference
 from muscle.pipeline import first_difference, numbers
 from muscle.plan import Plan, make_plan, vary
 from muscle.tuning.space import Space, make_space
+
+READS = "what it reads"
+"""Of an identity; the last by name: of what differs, a setting is told first."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ def check_search(plan: SearchPlan, output: str) -> None:
     there = storage.read_json(storage.join(output, "search.json"))
     if there is None:
         return
-    difference = first_difference(there, identity(plan))
+    difference = first_difference(_today(there), identity(plan))
     if difference is not None:
         raise UserError(
             f"{output} holds the search of another experiment ({difference}): choose another "
@@ -75,12 +80,9 @@ def identity(plan: SearchPlan) -> dict[str, Any]:
     have changed in their place, can't be compared with new ones.
     """
     made = plan.plan
-    elsewhere = {"trials", "concurrent", "difference"}
     return {
-        **numbers(made.experiment),
-        "tuning": made.experiment.tuning.model_dump(mode="json", exclude=elsewhere),
-        # The last by name: of what differs, a setting is told first.
-        "what it reads": {
+        **_settings(made.experiment),
+        READS: {
             "training examples": made.examples.key,
             "tuning examples": [plan.parts.a.queries.key, plan.parts.b.queries.key],
             "test split": made.queries.key,
@@ -88,6 +90,21 @@ def identity(plan: SearchPlan) -> dict[str, Any]:
             "new": [made.new.fingerprint, made.new.given_adapter],
         },
     }
+
+
+def _settings(experiment: Experiment) -> dict[str, Any]:
+    elsewhere = {"trials", "concurrent", "difference"}
+    tuning = experiment.tuning.model_dump(mode="json", exclude=elsewhere)
+    return {**numbers(experiment), "tuning": tuning}
+
+
+def _today(there: Any) -> Any:
+    """What an earlier version of ours wrote, with the settings that came since."""
+    try:
+        settings = {name: value for name, value in there.items() if name != READS}
+        return {**_settings(Experiment.model_validate(settings)), READS: there.get(READS)}
+    except (AttributeError, ValidationError):
+        return there
 
 
 def _check_halves(experiment: Experiment, parts: Parts) -> None:

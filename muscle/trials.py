@@ -27,7 +27,8 @@ from muscle.tuning.study import Study
 from muscle.tuning.trial import LATER, Later, Look, TrialJob
 
 GIVE_UP = 3
-"""So many trials that failed before any went well: the next ones would too."""
+"""So many trials that failed from the start, or twice as many in a row later: the next ones
+would too."""
 
 
 class _HeldError(Exception):
@@ -52,7 +53,7 @@ class _Running:
     trainings: list[tuple[Step, TrainJob]]
     looks: list[list[Wanted]]
     wanted: list[Wanted]
-    leases: ExitStack
+    leases: ExitStack = field(default_factory=ExitStack)
     twins: list[Trial] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
 
@@ -78,6 +79,7 @@ class Trials:
         self.error: Exception | None = None
         self._running: dict[int, _Running] = {}
         self._again: list[Trial] = []
+        self._ended_here: list[int] = []
         for trial in read_trials(self.folder):
             self._replay(trial)
 
@@ -90,7 +92,7 @@ class Trials:
         of ours run it isn't waited for, since it may wait for one of those.
         """
         try:
-            while self.error is None and not self._given_up():
+            while self.error is None and self.given_up is None:
                 trial = self._again.pop(0) if self._again else self._ask()
                 if trial is None:
                     break
@@ -125,8 +127,8 @@ class Trials:
     def end(self, number: int, outcome: Mapping[str, Any]) -> None:
         """Judge and record a trial that has ended; nothing where it was stopped by a look."""
         running = self._running.get(number)
-        if running is None:
-            return
+        if running is None or self.error is not None:
+            return  # not its own fault: the next start goes on with it
         try:
             self._record(running, self._ended(running, outcome))
         except Exception as error:
@@ -155,9 +157,20 @@ class Trials:
         """The compatibility settings of a trial."""
         return trial_settings(self.space, trial, self.bench.experiment)
 
-    def _given_up(self) -> bool:
-        states = [trial.state for trial in self.records.values()]
-        return states.count("failed") >= GIVE_UP and "finished" not in states
+    @property
+    def given_up(self) -> str | None:
+        """Why nothing more is tried, where so many trials in a row have failed."""
+        ended = self.ended_here
+        began_well = any(t.state != "failed" for t in ended)
+        last = ended[-(2 * GIVE_UP if began_well else GIVE_UP) :]
+        if len(last) < GIVE_UP or any(t.state != "failed" for t in last):
+            return None
+        return last[-1].reason
+
+    @property
+    def ended_here(self) -> list[Trial]:
+        """What has ended since this start, in that order."""
+        return [self.records[number] for number in self._ended_here]
 
     def _ask(self) -> Trial | None:
         number = next(n for n in count() if n not in self.records)
@@ -183,9 +196,10 @@ class Trials:
     def _tell(self, trial: Trial) -> None:
         if trial.a is not None:
             violation = trial.a.violation(self.tuning.epsilon)
-            self.study.tell(trial.number, trial.a.nfr, trial.a.score, violation)
+            finished = trial.state == "finished"
+            self.study.tell(trial.number, trial.a.nfr, trial.a.score, violation, finished)
         elif trial.state == "diverged":
-            self.study.tell(trial.number, nfr=1.0, score=0.0, violation=1.0)
+            self.study.tell(trial.number, nfr=1.0, score=0.0, violation=1.0, finished=False)
         else:
             self.study.fail(trial.number)
 
@@ -205,11 +219,20 @@ class Trials:
         settings, bench = self.settings(trial), self.bench
         plan = bench.laid_out(settings, self.parts.a)
         steps = bench.trained(plan)
-        leases = ExitStack()
         predicted = [plan.predictions["compat", run] for run in steps]
         self._write(trial)
         on_wait = _raise_held if self._running else None
-        leases.enter_context(bench.workshop.leases([*steps.values(), *predicted], on_wait))
+        with ExitStack() as stack:
+            stack.enter_context(bench.workshop.leases([*steps.values(), *predicted], on_wait))
+            running, job = self._planned(trial, settings, plan, steps)
+            running.leases = stack.pop_all()
+        return running, job
+
+    def _planned(
+        self, trial: Trial, settings: CompatibilityConfig, plan: Plan, steps: dict[Run, Step]
+    ) -> tuple[_Running, TrialJob | None]:
+        """What a trial trains and is asked, once its leases are held."""
+        bench = self.bench
         trainings: list[tuple[Step, TrainJob]] = []
         adapters: dict[Run, str] = {}
         for run, step in steps.items():
@@ -221,7 +244,7 @@ class Trials:
         wanted = bench.wanted(settings, self.parts.a, ["compat"], name, adapters)
         wanted = [w for w in wanted if bench.workshop.missing([w.step])]
         keys = frozenset(step.key for step in steps.values())
-        running = _Running(trial, settings, keys, trainings, [], wanted, leases)
+        running = _Running(trial, settings, keys, trainings, [], wanted)
         if not trainings and not wanted:
             return running, None
         looks = self._looks(running, steps) if trainings and wanted else ()
@@ -275,7 +298,9 @@ class Trials:
         trial, bench = running.trial, self.bench
         if outcome.get("reason") is not None:
             state: State = "diverged" if outcome.get("diverged") else "failed"
-            return replace(trial, state=state, reason=" ".join(str(outcome["reason"]).split()))
+            reason = " ".join(str(outcome["reason"]).split())
+            spent = running.seconds(outcome)
+            return replace(trial, state=state, reason=reason, seconds=spent)
         try:
             for step, job in running.trainings:
                 bench.pipeline.keep(step, job)
@@ -283,7 +308,8 @@ class Trials:
                 bench.predictor(self.parts.a).judge(wanted)
             measured = bench.measure(running.settings, self.parts.a)
         except UserError as error:
-            return replace(trial, state="failed", reason=str(error))
+            spent = running.seconds(outcome)
+            return replace(trial, state="failed", reason=str(error), seconds=spent)
         kept = trial.seconds or running.seconds(outcome)  # a replayed one was timed when it ran
         return replace(trial, state="finished", reason=None, a=measured, seconds=kept)
 
@@ -295,6 +321,7 @@ class Trials:
         for one in (trial, *twins):
             self._write(one)
             self._tell(one)
+        self._ended_here.append(trial.number)
         del self._running[trial.number]
         for look in running.looks:
             for wanted in look:

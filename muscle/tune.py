@@ -7,13 +7,11 @@ best three, and the test split is read once, at the end.
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Protocol
 
-import yaml
-
 from muscle import storage
+from muscle.artifacts import Store
 from muscle.bench import Bench, Part
 from muscle.config import CompatibilityConfig
 from muscle.errors import UserError
@@ -21,12 +19,11 @@ from muscle.metrics.power import smallest_difference
 from muscle.pipeline import LIBRARIES, Launcher
 from muscle.plan import Plan, Step, vary
 from muscle.predict import software
-from muscle.report.front import front_png
-from muscle.report.tuning import found_to_json, write_tables
 from muscle.search import SearchPlan, check_search, identity
 from muscle.teaching import Teaching
 from muscle.training.job import OnProgress, Progress, TrainJob
-from muscle.trials import Trials, trial_settings
+from muscle.trials import GIVE_UP, Trials, trial_settings
+from muscle.tuned import Searched, write_search
 from muscle.tuning.measure import is_continuous_task, measure
 from muscle.tuning.ranking import front_of, rank
 from muscle.tuning.records import Candidate, Contender, Found, Trial
@@ -47,17 +44,6 @@ class SearchLauncher(Launcher, Protocol):
     def search(self, trials: TrialSource, concurrent: int | None, on_progress: OnProgress) -> None:
         """Run every trial that the source has."""
         ...
-
-
-@dataclass(frozen=True)
-class Searched:
-    """A search that has ended, and where its files are."""
-
-    found: Found
-    tune_json: str
-    tables: str
-    front: str
-    best: str | None  # an experiment; None without a feasible trial
 
 
 class Search:
@@ -81,9 +67,17 @@ class Search:
         Raises:
             UserError: whatever a user can mend; no trial that ended well.
         """
-        began = time.monotonic()
         check_search(self.plan, self.output)
         self.launcher.prepare(self.on_progress)
+        # Two drivers of one search would each ask for its next trial.
+        with Store(self.output).lease("search", "driver", self._waiting):
+            return self._run()
+
+    def _waiting(self, holder: str) -> None:
+        self.on_progress(Progress("search", 0, 1, "report", f"waits for another start ({holder})"))
+
+    def _run(self) -> Searched:
+        began = time.monotonic()
         storage.write_json(storage.join(self.output, "search.json"), identity(self.plan))
         self.bench.pipeline.train_tasks()
         self._teach()
@@ -99,9 +93,10 @@ class Search:
             why += remark
         seconds = {"total": time.monotonic() - began}
         for name in ("training", "scoring"):
-            seconds[name] = sum(t.seconds.get(name, 0.0) for t in trials.trials)
+            seconds[name] = sum(t.seconds.get(name, 0.0) for t in trials.ended_here)
         found = self._found(trials, candidates, chosen if feasible else None, why, test, seconds)
-        return self._write(found)
+        settings = self._settings_of(found.chosen) if found.chosen is not None else None
+        return write_search(found, self.bench, settings)
 
     def _blindness(self, chosen: Candidate, trials: int) -> str:
         """What to say of a test split that was read for an earlier choice in this folder.
@@ -123,22 +118,24 @@ class Search:
 
     # --- before and during ----------------------------------------------------------------
 
-    def _teach(self) -> None:
-        """Have the caches that all trials and references share."""
-        plan = vary(self.plan.plan, CompatibilityConfig())
+    def _teach(self) -> bool:
+        """Have the caches that all trials and references share; whether one had been damaged."""
         readers = self.tuning.trials + len(REFERENCES)
-        teaching = Teaching(plan, self.bench.store, readers)
+        teaching = Teaching(vary(self.plan.plan, CompatibilityConfig()), self.bench.store, readers)
+        damaged = teaching.lost()
         teaching.make(self.bench.workshop, self.launcher)
+        return damaged
 
     def _try(self) -> Trials:
-        trials = Trials(self.bench, self.plan.parts, self.plan.space)
-        try:
-            self.launcher.search(trials, self.tuning.concurrent, self.on_progress)
-        finally:
-            trials.close()
-        if trials.error is not None:
-            raise trials.error
-        self._trials = trials.records
+        trials = self._search()
+        # Who finds a damaged file of a cache removes it; what failed for it runs again, once.
+        if any(t.state == "failed" for t in trials.trials) and self._teach():
+            trials = self._search()
+        if trials.given_up:
+            raise UserError(
+                f"the last {GIVE_UP} trials or more failed: {trials.given_up}; mend it and start "
+                "again: what has ended well is kept"
+            )
         # Stopped as infeasible is an answer too: there is no feasible trial.
         if not any(t.state in ("finished", "stopped") for t in trials.trials):
             ended = {t.reason for t in trials.trials if t.reason}
@@ -147,6 +144,17 @@ class Search:
                 if ended
                 else "no trial was run: set tuning.trials"
             )
+        return trials
+
+    def _search(self) -> Trials:
+        trials = Trials(self.bench, self.plan.parts, self.plan.space)
+        try:
+            self.launcher.search(trials, self.tuning.concurrent, self.on_progress)
+        finally:
+            trials.close()
+        if trials.error is not None:
+            raise trials.error
+        self._trials = trials.records
         return trials
 
     def _ask(self, settings: Sequence[CompatibilityConfig], parts: Sequence[Part]) -> None:
@@ -175,15 +183,14 @@ class Search:
         pairs = [
             (trial, weight)
             for trial in ended[:finalists]
-            for weight in (1.0, *(w for w in self.tuning.interpolations if w != 1.0))
+            for weight in dict.fromkeys((1.0, *self.tuning.interpolations))
         ]
         # They are there, unless something has damaged them since.
         lost = self._train({f"trial {t.number}": self._settings(t) for t, _ in pairs})
         if lost:
             raise UserError(next(iter(lost.values())))
+        pairs, remark = self._interpolated(pairs)
         settings = [self._settings(*pair) for pair in pairs]
-        for one in settings:
-            self.bench.pipeline_of(vary(self.plan.plan, one)).interpolate()
         a = self.plan.parts.a
         self._ask(settings, (a,))
         candidates = [
@@ -193,7 +200,8 @@ class Search:
         candidates.sort(key=lambda c: _order(c, epsilon))
         best = [c for c in candidates if c.a.violation(epsilon) <= 0][:finalists]
         if not best:
-            return candidates, "No feasible trial: none keeps new's score within epsilon on half A."
+            why = "No feasible trial: none keeps new's score within epsilon on half A."
+            return candidates, why + remark
         judged = self._on_b(best)
         kept = [c for c in judged if _feasible(c, epsilon)]
         rest = [c for c in candidates if c not in best]
@@ -202,9 +210,24 @@ class Search:
                 f"No feasible trial: the best {len(best)} on half A lose more than epsilon "
                 "of new's score on half B."
             )
-            return judged + rest, why
+            return judged + rest, why + remark
         why = f"{kept[0].name} has the fewest negative flips on half B of {len(best)} finalists."
-        return judged + rest, why
+        return judged + rest, why + remark
+
+    def _interpolated(
+        self, pairs: Sequence[tuple[Trial, float]]
+    ) -> tuple[list[tuple[Trial, float]], str]:
+        """The trials' interpolations that can be made, and why others can't."""
+        made, remark = [], ""
+        for trial, weight in pairs:
+            plan = vary(self.plan.plan, self._settings(trial, weight))
+            try:
+                self.bench.pipeline_of(plan).interpolate()
+            except UserError as error:
+                remark = f" Some interpolations could not be made: {error}."
+            else:
+                made.append((trial, weight))
+        return made, remark
 
     def _distinct(self, trials: Sequence[Trial]) -> list[Trial]:
         """Without those of other settings and the same adapter (on labels alone, masks are one)."""
@@ -340,51 +363,6 @@ class Search:
             return candidates[0]
         stopped = [Candidate(t.number, 1.0, 0.0, t.a) for t in trials if t.a is not None]
         return min(stopped, key=lambda c: _order(c, self.tuning.epsilon), default=None)
-
-    def _write(self, found: Found) -> Searched:
-        """Every file at once written whole; those of an earlier answer go."""
-        path = {n: storage.join(self.output, n) for n in ("tune.json", "tune.md", "front.png")}
-        best = storage.join(self.output, "best.yaml")
-        storage.remove(best)
-        storage.remove(storage.join(self.output, "chosen"))
-        storage.write_bytes(path["tune.md"], write_tables(found).encode("utf-8", "replace"))
-        storage.write_bytes(path["front.png"], front_png(found))
-        if found.chosen is not None:
-            settings = self._settings_of(found.chosen)
-            self._keep_adapters(settings)
-            storage.write_bytes(best, best_experiment(self.bench, settings).encode())
-        storage.write_json(path["tune.json"], found_to_json(found))
-        self.on_progress(Progress("search", 1, 1, "report"))
-        kept = best if found.chosen is not None else None
-        return Searched(found, path["tune.json"], path["tune.md"], path["front.png"], kept)
-
-    def _keep_adapters(self, settings: CompatibilityConfig) -> None:
-        """The chosen adapter of every seed, to be served."""
-        several = len(self.experiment.runs) > 1
-        for wanted, run in zip(
-            self.bench.wanted(settings, self.bench.test, ["compat"]),
-            self.experiment.runs,
-            strict=True,
-        ):
-            place = storage.join(self.output, "chosen", f"seed-{run[1]}" if several else "")
-            source = Path(storage.fetch(str(wanted.adapter)))
-            storage.upload(source, storage.join(place, "adapter"))
-
-
-def best_experiment(bench: Bench, settings: CompatibilityConfig) -> str:
-    """The experiment file of a choice: `muscle run` takes it, and finds all of it done."""
-    experiment = bench.experiment.model_copy(
-        update={"name": f"{bench.experiment.name}-best", "storage": bench.store.root}
-    )
-    values = experiment.model_dump(
-        mode="json", exclude_defaults=True, exclude={"tuning", "compatibility"}
-    )
-    values["compatibility"] = settings.model_dump(mode="json", exclude_none=True)
-    head = (
-        "# What `muscle tune` chose. `muscle run` takes it as it is and reuses what the search\n"
-        "# has trained, from `storage`; training.tuning_fraction stays held out.\n"
-    )
-    return head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def _feasible(candidate: Candidate, epsilon: float) -> bool:

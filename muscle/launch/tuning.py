@@ -21,6 +21,7 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from muscle.config import BackendName, ResourcesConfig
+from muscle.evaluation.units import WorkerBrokenError
 from muscle.launch import cluster
 from muscle.launch.progress import Poster, watching
 from muscle.training.job import OnProgress, Progress
@@ -32,6 +33,10 @@ DRIVER = {"memory": 64.0 * 2**20}
 for find all of them (Tune wants something to be taken)."""
 
 
+LEARN = 3
+"""At most this part of the trials runs at once, unless told: suggestions learn from results."""
+
+
 def search(
     trials: TrialSource,
     resources: ResourcesConfig,
@@ -41,15 +46,16 @@ def search(
 ) -> None:
     """Run every trial that the source has.
 
-    A trial of one worker trains and scores in its own process, which goes on to the next
-    trial; one of several workers drives Ray Train and Ray Data, and takes no CPU itself, so
-    that what it waits for always has room.
+    A trial of one worker trains and scores in a process of its own; one of several workers
+    drives Ray Train and Ray Data, and takes no CPU itself, so that what it waits for always
+    has room.
     """
     first = trials.next()
     if first is None or isinstance(first, Later):  # not later: nothing of ours runs yet
         return
     inside = fits_one_process(resources, backend)
-    width = max(1, min(trials.left, concurrent or room(resources)))
+    width = concurrent or min(room(resources), max(2, trials.left // LEARN))
+    width = max(1, min(trials.left, width))
     cpus = _cpus(resources, width)
     needs = {"CPU": float(cpus), "GPU": cluster.gpus(resources.gpus_per_worker)}
     if not inside:
@@ -68,7 +74,8 @@ def search(
                 search_alg=_Asking(trials, first),
                 num_samples=-1,
                 max_concurrent_trials=width,
-                reuse_actors=inside,
+                # Not `reuse_actors`: a process that is lost, or slow to stop, between two trials
+                # leaves this Tune waiting for ever.
             ),
             run_config=tune.RunConfig(
                 name="search",
@@ -159,7 +166,7 @@ class _Looking(tune.Stopper):
         return self.trials.look(result["number"], look, json.loads(result["seconds"]))
 
     def stop_all(self) -> bool:
-        return False
+        return self.trials.error is not None
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -184,7 +191,10 @@ def _trial(
     def look(number: int, seconds: Mapping[str, float]) -> None:
         tune.report({"number": job.number, "look": number, "seconds": json.dumps(seconds)})
 
-    outcome = attempt(job, _runner(resources, backend, cpus), look, tell)
+    try:
+        outcome = attempt(job, _runner(resources, backend, cpus), look, tell)
+    except WorkerBrokenError:
+        os._exit(1)  # Tune starts a new process, which goes on from the checkpoint
     tune.report({"number": job.number, "look": None, "outcome": json.dumps(outcome)})
 
 

@@ -51,6 +51,7 @@ class Study:
         self.startup = max(3, min(10, trials // 3))
         self._points: dict[int, dict[str, Any]] = {}
         self._values: dict[int, _Values] = {}
+        self._finished: set[int] = set()
         self._failed: set[int] = set()
 
     @property
@@ -85,7 +86,9 @@ class Study:
         self._points[number] = point
         return dict(point)
 
-    def tell(self, number: int, nfr: float, score: float, violation: float) -> None:
+    def tell(
+        self, number: int, nfr: float, score: float, violation: float, finished: bool = True
+    ) -> None:
         """End a trial with what was measured.
 
         Args:
@@ -93,6 +96,8 @@ class Study:
             score: mean score, a fraction; only a Pareto search reads it.
             violation: of the bound on the score, at most 0 where feasible; a Pareto search
                 doesn't read it.
+            finished: whether this was measured on all of half A; what wasn't is for the sampler
+                alone and no part of importances.
 
         Raises:
             ValueError: the trial isn't running, or a value isn't finite.
@@ -101,6 +106,8 @@ class Study:
         if not all(isfinite(value) for value in (nfr, score, violation)):
             raise ValueError(f"trial {number} has values {nfr}, {score}, {violation}")
         self._values[number] = _Values(nfr, score, violation)
+        if finished:
+            self._finished.add(number)
 
     def fail(self, number: int) -> None:
         """End a trial without values; suggestions keep away from it as from a running one.
@@ -123,8 +130,8 @@ class Study:
             Share by parameter, without those of one value; None where fewer than `TELLING`
             trials finished, or no parameter tells their rates apart.
         """
-        rates = {values.nfr for values in self._values.values()}
-        if len(self._values) < TELLING or len(rates) < 2:
+        rates = {self._values[number].nfr for number in self._finished}
+        if len(self._finished) < TELLING or len(rates) < 2:
             return None
         from optuna.importance import FanovaImportanceEvaluator
 
@@ -133,7 +140,7 @@ class Study:
             evaluator = FanovaImportanceEvaluator(seed=self.seed % 2**32)
             try:
                 found = evaluator.evaluate(
-                    self._optuna(None), names, target=lambda trial: trial.values[0]
+                    self._optuna(None, self._finished), names, target=lambda trial: trial.values[0]
                 )
             except RuntimeError:  # no tree has a split: one point, measured to differ
                 return None
@@ -183,8 +190,13 @@ class Study:
         assert point is not None, trial.params
         return point
 
-    def _optuna(self, sampler: "optuna.samplers.BaseSampler | None") -> "optuna.Study":
-        """Optuna's study of all trials by number; one without values is a running one."""
+    def _optuna(
+        self, sampler: "optuna.samplers.BaseSampler | None", telling: set[int] | None = None
+    ) -> "optuna.Study":
+        """Optuna's study of all trials by number; one without values is a running one.
+
+        telling: the trials whose values count; None: all.
+        """
         import optuna
         from optuna.study import StudyDirection
         from optuna.trial import TrialState, create_trial
@@ -194,7 +206,7 @@ class Study:
         distributions = self.space.distributions()
         for number, point in sorted(self._points.items()):
             values = self._values.get(number)
-            if values is None:
+            if values is None or (telling is not None and number not in telling):
                 trial = create_trial(
                     state=TrialState.RUNNING, params=point, distributions=distributions
                 )

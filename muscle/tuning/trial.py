@@ -11,8 +11,9 @@ from enum import Enum
 from typing import Any, Protocol
 
 from muscle.config import VersionConfig
-from muscle.errors import NotFiniteError, UserError
+from muscle.errors import NotFiniteError, UserError, breaks_device
 from muscle.evaluation.job import Ask, BaseJob, EvaluateJob, QuerySet
+from muscle.evaluation.units import WorkerBrokenError
 from muscle.training.job import OnProgress, TrainJob
 
 
@@ -85,7 +86,12 @@ LATER = Later.LATER
 
 
 class TrialSource(Protocol):
-    """The driver's side: what to try next, and what becomes of it."""
+    """The driver's side: what to try next, and what becomes of it.
+
+    error  what has gone wrong on the driver's side, which ends the search
+    """
+
+    error: Exception | None
 
     @property
     def left(self) -> int:
@@ -120,6 +126,9 @@ def attempt(
 ) -> dict[str, Any]:
     """Run a trial; whatever goes wrong is its outcome, and the search goes on.
 
+    Raises:
+        WorkerBrokenError: only a new process can go on.
+
     Returns:
         {"training": seconds, "scoring": seconds}, or {"reason": why, "diverged": whether a loss
         became infinite or NaN, so that trying again would be no use}.
@@ -133,6 +142,8 @@ def attempt(
     except UserError as error:
         return {"reason": str(error), "diverged": False}
     except Exception as error:
+        if isinstance(error, WorkerBrokenError) or breaks_device(error):
+            raise WorkerBrokenError(str(error)) from error
         text = " ".join(f"{type(error).__name__}: {error}".split())
         return {"reason": text[:300], "diverged": False}
 

@@ -22,7 +22,7 @@ LAYERS = [
     ["steps"],
     ["predict", "teaching", "alone"],
     ["pipeline", "evaluate"],
-    ["bench", "search", "trials", "tune"],
+    ["bench", "search", "trials", "tuned", "tune"],
     ["display"],
     ["launch"],
     ["commands"],

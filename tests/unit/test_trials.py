@@ -261,7 +261,7 @@ def test_failures_alone_end_the_search(base: dict[str, Any], prepared: Path) -> 
     launcher = Failing(
         lambda job: UserError(f"no space for {job.title}") if job.role == "compat" else None
     )
-    with pytest.raises(UserError, match="none of 3 trials ended well: no space for trial 0"):
+    with pytest.raises(UserError, match="last 3 trials or more failed: no space for trial 2"):
         search(base, prepared, launcher)
     assert [r["state"] for r in records(prepared)] == ["failed"] * 3
     assert leases(prepared) == [] and not (prepared / "tune.json").exists()
@@ -278,6 +278,17 @@ def test_failures_after_a_success_end_nothing(base: dict[str, Any], prepared: Pa
     try_all(changed(base, tuning={"trials": 5}), prepared, launcher)
     states = [r["state"] for r in records(prepared)]
     assert states == ["finished", "failed", "failed", "failed", "finished"]
+
+
+def test_many_failures_after_a_success_end_the_search(base: dict[str, Any], prepared: Path) -> None:
+    """A disk that is full, say: what has ended well is kept, and nothing is judged."""
+    launcher = Failing(
+        lambda job: RuntimeError("no") if job.title not in ("train old", "trial 0") else None
+    )
+    with pytest.raises(UserError, match="trials or more failed: RuntimeError: no"):
+        search(changed(base, tuning={"trials": 12}), prepared, launcher)
+    assert [r["state"] for r in records(prepared)] == ["finished"] + ["failed"] * 6
+    assert not (prepared / "tune.json").exists()
 
 
 def test_what_cant_be_judged_has_failed(
