@@ -13,7 +13,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
 	RAY_TRAIN_HEALTH_CHECK_INTERVAL_S=0.2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-tune test test-fast lint check testbed clean
+.PHONY: help install demo demo-tune test test-fast test-long lint check testbed clean
 
 help:
 	@echo "make install    pinned packages into $(VENV)"
@@ -21,6 +21,7 @@ help:
 	@echo "make demo-tune  install, then a search of the demo's settings (up to ten minutes)"
 	@echo "make test       install, then all tests"
 	@echo "make test-fast  install, then the tests that take seconds"
+	@echo "make test-long  install, then the few tests that would make 'make test' too long"
 	@echo "make lint       ruff"
 	@echo "make check      ruff and mypy"
 	@echo "make testbed    pre-train the shipped testbed models again"
@@ -47,7 +48,10 @@ demo-tune: install
 
 test: install
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/conformance tests/gpu
-	$(TEST_ENV) $(BIN)/python -m pytest tests/ray
+	$(TEST_ENV) $(BIN)/python -m pytest -m "not long" tests/ray
+
+test-long: install
+	$(TEST_ENV) $(BIN)/python -m pytest -m long tests
 
 test-fast: install
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"

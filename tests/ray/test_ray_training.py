@@ -128,7 +128,10 @@ def test_cached_teachers_serve_every_stage(
     assert_same(job, plain)
 
 
-@pytest.mark.parametrize(("stage", "workers"), [("zero2", 2), ("zero3-offload", 1)])
+@pytest.mark.parametrize(
+    ("stage", "workers"),
+    [("zero2", 2), pytest.param("zero3-offload", 1, marks=pytest.mark.long)],
+)
 def test_a_stopped_training_goes_on_at_any_stage_and_number_of_workers(
     stage: str, workers: int, compat: TrainJob, plain: TrainJob, tmp_path: Path, ray_local: None
 ) -> None:

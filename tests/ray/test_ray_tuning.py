@@ -46,6 +46,8 @@ SETTINGS: dict[str, Any] = {
         "concurrent": 1,
         "epsilon": 0.05,
         "difference": 0.2,
+        "interpolations": [0.5],
+        "finalists": 1,
         "space": {"learning_rate": [0.002, 0.001, 1.0]},
     },
     "resources": {"checkpoint_seconds": 0},
@@ -154,12 +156,14 @@ def test_a_lost_trial_process_changes_nothing(
 
     killer = threading.Thread(target=kill_one, daemon=True)
     killer.start()
-    tried(output, {}, RayLauncher(experiment().resources))
+    two = {"tuning": {**SETTINGS["tuning"], "trials": 2}}
+    tried(output, two, RayLauncher(experiment().resources))
     killer.join()
     assert killed.is_set()
-    assert trials_of(output) == trials_of(alone)
+    assert trials_of(output) == trials_of(alone)[:2]
 
 
+@pytest.mark.long
 def test_trials_of_several_workers_side_by_side_end(
     alone: Path, tmp_path: Path, ray_local: None
 ) -> None:
