@@ -61,8 +61,10 @@ class ProgressDisplay:
         first, base = now, progress.done
         if progress.done:
             first, base = self.started.setdefault(progress.stage, (now, progress.done))
+            if progress.done < base:  # the same stage once more, from its beginning
+                first, base = self.started[progress.stage] = (now, progress.done)
         per_second = (progress.done - base) / (now - first) if now - first > 1 else 0.0
-        rate = f"{per_second:.0f}/s" if per_second else ""
+        rate = f"{per_second:.0f}/s" if per_second >= 0.5 else ""
         if not self.console.is_terminal:
             left = (progress.total - progress.done) / per_second if per_second else 0.0
             self._log(progress, rate, left, now)

@@ -12,6 +12,7 @@ from muscle.errors import UserError
 from muscle.metrics.power import needed_examples, smallest_difference
 from muscle.pipeline import first_difference, numbers
 from muscle.plan import Plan, make_plan, vary
+from muscle.splits import training_split
 from muscle.tuning.space import Space, make_space
 
 READS = "what it reads"
@@ -43,7 +44,12 @@ def plan_search(experiment: Experiment) -> SearchPlan:
     plan = vary(make_plan(both), experiment.compatibility)
     parts = tuning_parts(plan)
     _check_halves(experiment, parts)
-    notes = [*plan.notes]
+    train, validation = training_split(experiment, plan.task)
+    notes = [
+        *plan.notes,
+        f"{len(train)} examples train, {len(validation)} choose epochs, {parts.a.n} (half A) and "
+        f"{parts.b.n} (half B) compare trials",
+    ]
     given = [name for name in ("old", "new") if getattr(experiment, name).adapter is not None]
     if given:
         notes.append(
@@ -64,6 +70,8 @@ def check_search(plan: SearchPlan, output: str) -> None:
             storage.check_folder(setting, path)
     there = storage.read_json(storage.join(output, "search.json"))
     if there is None:
+        if storage.exists(storage.join(output, "report.json")):
+            raise UserError(f"{output} holds the report of a run: choose another --output")
         return
     difference = first_difference(_today(there), identity(plan))
     if difference is not None:

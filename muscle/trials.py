@@ -330,7 +330,7 @@ class Trials:
             for _, job in running.trainings:
                 storage.remove(job.checkpoints)
         running.leases.close()
-        self._show()
+        self.show()
 
     def _write(self, trial: Trial) -> None:
         self.records[trial.number] = trial
@@ -339,7 +339,8 @@ class Trials:
     def _path(self, number: int) -> str:
         return storage.join(self.folder, _file(number))
 
-    def _show(self) -> None:
+    def show(self) -> None:
+        """Tell how many have ended and the best of them."""
         ended = [t for t in self.trials if t.state != "running"]
         best = next((t for t in rank(ended, self.tuning.epsilon) if t.state == "finished"), None)
         remark = ""

@@ -91,9 +91,9 @@ class Search:
             why += self._blindness(chosen, len(trials.trials))
             test, remark = self._test(chosen)
             why += remark
-        seconds = {"total": time.monotonic() - began}
+        seconds = {"total": round(time.monotonic() - began, 1)}
         for name in ("training", "scoring"):
-            seconds[name] = sum(t.seconds.get(name, 0.0) for t in trials.ended_here)
+            seconds[name] = round(sum(t.seconds.get(name, 0.0) for t in trials.ended_here), 1)
         found = self._found(trials, candidates, chosen if feasible else None, why, test, seconds)
         settings = self._settings_of(found.chosen) if found.chosen is not None else None
         return write_search(found, self.bench, settings)
@@ -148,6 +148,7 @@ class Search:
 
     def _search(self) -> Trials:
         trials = Trials(self.bench, self.plan.parts, self.plan.space)
+        trials.show()
         try:
             self.launcher.search(trials, self.tuning.concurrent, self.on_progress)
         finally:
@@ -211,7 +212,11 @@ class Search:
                 "of new's score on half B."
             )
             return judged + rest, why + remark
-        why = f"{kept[0].name} has the fewest negative flips on half B of {len(best)} finalists."
+        why = f"{kept[0].name} was the only finalist; half B keeps it."
+        if len(best) > 1:
+            why = (
+                f"{kept[0].name} has the fewest negative flips on half B of {len(best)} finalists."
+            )
         return judged + rest, why + remark
 
     def _interpolated(
@@ -270,7 +275,8 @@ class Search:
             dumped = settings.model_dump(mode="json")
             measured = self.bench.measure(settings, test)
             rows.append(Contender(name, dumped, measured, difference))
-        remarks = [f" {name} could not be trained: {why}." for name, why in failed.items()]
+        remarks = [_delivered(rows)]
+        remarks += [f" {name} could not be trained: {why}." for name, why in failed.items()]
         return tuple(rows), "".join(remarks)
 
     def _difference(
@@ -363,6 +369,25 @@ class Search:
             return candidates[0]
         stopped = [Candidate(t.number, 1.0, 0.0, t.a) for t in trials if t.a is not None]
         return min(stopped, key=lambda c: _order(c, self.tuning.epsilon), default=None)
+
+
+def _delivered(rows: Sequence[Contender]) -> str:
+    """What the test split says of the choice, in a sentence or two."""
+    chosen, *others = rows
+    bounds = chosen.test.ci95["reduction"]
+    if bounds is None or bounds[0] <= 0 <= bounds[1]:
+        said = " The test split shows no difference to new's negative flips"
+    else:
+        word = "fewer" if bounds[1] < 0 else "more"
+        points = (100 * abs(bound) for bound in sorted(bounds, key=abs))
+        said = f" On the test split it has {word} negative flips than new, by {{}} to {{}} points"
+        said = said.format(*(f"{p:.2f}" for p in points))
+    better = [
+        o.name for o in others if o.test.nfr < chosen.test.nfr and o.test.score >= chosen.test.score
+    ]
+    if better:
+        said += f"; {' and '.join(better)} had fewer there at no lower score"
+    return said + "."
 
 
 def _feasible(candidate: Candidate, epsilon: float) -> bool:

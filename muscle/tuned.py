@@ -56,7 +56,8 @@ def best_experiment(bench: Bench, settings: CompatibilityConfig) -> str:
     values["compatibility"] = settings.model_dump(mode="json", exclude_none=True)
     head = (
         "# What `muscle tune` chose. `muscle run` takes it as it is and reuses what the search\n"
-        "# has trained, from `storage`; training.tuning_fraction stays held out.\n"
+        "# has trained, from `storage`; training.tuning_fraction stays held out. The search's own\n"
+        "# settings (`tuning`) aren't here.\n"
     )
     return head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 

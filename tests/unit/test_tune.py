@@ -37,6 +37,8 @@ from muscle.plan import make_plan
 from muscle.search import plan_search
 from muscle.tables import read_examples, read_predictions
 from muscle.training.job import OnProgress, Progress, TrainJob
+from muscle.tune import _delivered
+from muscle.tuning.records import Contender, Measured
 from muscle.types import Prediction
 
 
@@ -545,6 +547,34 @@ def test_a_folder_belongs_to_one_search(
     assert {f: f.read_bytes() for f in output.rglob("*") if f.is_file()} == before
 
 
+def test_a_runs_folder_is_no_searchs(base: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text("{}")
+    with pytest.raises(UserError, match="holds the report of a run: choose another --output"):
+        search(base, tmp_path, Played())
+    assert [f.name for f in tmp_path.iterdir()] == ["report.json"]
+
+
+@pytest.mark.parametrize(
+    ("bounds", "nfr", "score", "said"),
+    [
+        ((-0.04, -0.02), 0.03, 0.8, "fewer negative flips than new, by 2.00 to 4.00 points."),
+        ((-0.02, 0.01), 0.03, 0.8, "no difference to new's negative flips."),
+        ((0.01, 0.02), 0.03, 0.8, "more negative flips than new, by 1.00 to 2.00 points."),
+        ((-0.02, 0.01), 0.01, 0.8, "negative flips; control had fewer there at no lower score."),
+        ((-0.02, 0.01), 0.01, 0.6, "no difference to new's negative flips."),
+    ],
+)
+def test_what_the_test_split_delivers_is_said(
+    bounds: tuple[float, float], nfr: float, score: float, said: str
+) -> None:
+    """`nfr` and `score` are the control's; the chosen one has 0.02 and 0.7."""
+    ci95 = {"nfr": None, "score": None, "gain": None, "reduction": bounds}
+    chosen = Measured(100, 0, 0.02, 0.03, 0.7, 0.0, ci95, None)
+    control = Measured(100, 0, nfr, 0.03, score, 0.0, ci95, None)
+    rows = [Contender("chosen", {}, chosen), Contender("control", {}, control)]
+    assert _delivered(rows).endswith(said)
+
+
 def test_data_that_changed_in_its_place_is_another_search(
     base: dict[str, Any], played: tuple[Path, Any], tmp_path: Path
 ) -> None:
@@ -598,7 +628,8 @@ def test_given_adapters_are_remarked(base: dict[str, Any], played: tuple[Path, A
     old, _ = teachers_of(answers)
     folder = next((played[0] / "artifacts/task-adapter" / old).glob("attempt-*"))
     given = changed(base, old={"adapter": str(folder)})
-    (note,) = plan_search(Experiment.model_validate(given)).notes
+    examples, note = plan_search(Experiment.model_validate(given)).notes
+    assert "half A" in examples and "compare trials" in examples
     assert note.startswith("old bring") and "tuning examples" in note
     assert plan_search(Experiment.model_validate(base)).notes == ()
 
