@@ -631,7 +631,7 @@ def test_given_adapters_are_remarked(base: dict[str, Any], played: tuple[Path, A
     examples, note = plan_search(Experiment.model_validate(given)).notes
     assert "half A" in examples and "compare trials" in examples
     assert note.startswith("old bring") and "tuning examples" in note
-    assert plan_search(Experiment.model_validate(base)).notes == ()
+    assert plan_search(Experiment.model_validate(base)).notes == (examples,)
 
 
 # --- the command --------------------------------------------------------------------------------
