@@ -17,7 +17,7 @@ from muscle.training.job import TrainJob
 from muscle.training.loop import train_alone
 from muscle.types import TrainingExample
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 MakeJob = Callable[..., TrainJob]
 
