@@ -3,17 +3,12 @@
 Takes the same arguments as `muscle run`; the cluster it runs on is the one it uses.
 """
 
-import sys
-
 
 def main() -> None:
     """Hand the arguments to the command line, with the job's own cluster as address."""
-    from muscle.cli import main as command
+    from muscle.cli import job
 
-    arguments = sys.argv[1:]
-    if not any(a.startswith("--address") for a in arguments):
-        arguments = ["--address", "auto", *arguments]
-    command(["run", *arguments])
+    job("run")
 
 
 if __name__ == "__main__":

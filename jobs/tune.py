@@ -4,17 +4,12 @@ Takes the same arguments as `muscle tune`; the cluster it runs on is the one it 
 `--output` (or a `storage`) that all nodes see: trials hand their adapters over by path.
 """
 
-import sys
-
 
 def main() -> None:
     """Hand the arguments to the command line, with the job's own cluster as address."""
-    from muscle.cli import main as command
+    from muscle.cli import job
 
-    arguments = sys.argv[1:]
-    if not any(a.startswith("--address") for a in arguments):
-        arguments = ["--address", "auto", *arguments]
-    command(["tune", *arguments])
+    job("tune")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from muscle.config import CompatibilityConfig
 from muscle.metrics.pairing import Predictions
 from muscle.pipeline import Launcher, Pipeline
 from muscle.plan import Plan, Run, Step, predictions_step, vary
-from muscle.predict import Predictor, Wanted
+from muscle.predict import Predictor, Wanted, wanted_of
 from muscle.splits import tuning_halves
 from muscle.steps import Workshop
 from muscle.tables import read_predictions
@@ -83,7 +83,7 @@ class Bench:
             self.workshop,
             launcher,
             whole,
-            whole.dtype or self.experiment.training.dtype,
+            self.experiment.scoring_dtype,
             self.experiment.resources,
         )
 
@@ -113,28 +113,26 @@ class Bench:
         adapters: compat's, where they aren't artifacts yet.
         """
         plan = self.laid_out(settings, part)
-        wanted = []
-        for (version, run), step in plan.predictions.items():
-            if version not in versions:
-                continue
-            adapter = (adapters or {}).get(run) if version == "compat" else None
-            wanted.append(
-                Wanted(
-                    step=step,
-                    version=f"{name if version == 'compat' else version}-{run[0]}-{run[1]}",
-                    task=part.task,
-                    queries=part.queries,
-                    base=plan.base(version),
-                    adapter=adapter or adapter_folder(plan, self.workshop, version, run),
-                )
-            )
-        return wanted
+        made = adapters or {}
+
+        def called(version: Version, run: Run) -> str:
+            return f"{name if version == 'compat' else version}-{run[0]}-{run[1]}"
+
+        def adapter(version: Version, run: Run) -> str:
+            if version == "compat" and run in made:
+                return made[run]
+            return adapter_folder(plan, self.workshop, version, run)
+
+        return wanted_of(plan, called, adapter, versions)
 
     def predictions(self, settings: CompatibilityConfig, part: Part) -> Predictions:
         """What was predicted on a part, by seed and version."""
         plan = self.laid_out(settings, part)
         return {
-            run[1]: {version: self.read(plan.predictions[version, run]) for version in VERSIONS}
+            run[1]: {
+                **self.teachers(part, run),
+                "compat": self.read(plan.predictions["compat", run]),
+            }
             for run in self.experiment.runs
         }
 

@@ -219,5 +219,13 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(2) from None
 
 
+def job(command: str) -> None:
+    """A command as a cluster job: the process's own arguments, on the cluster that runs it."""
+    arguments = sys.argv[1:]
+    if not any(a.startswith("--address") for a in arguments):
+        arguments = ["--address", "auto", *arguments]
+    main([command, *arguments])
+
+
 if __name__ == "__main__":
     main()

@@ -14,7 +14,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 
 from muscle.artifacts import Store, open_store
-from muscle.config import BackendName, ResourcesConfig
+from muscle.config import BackendName, Experiment, ResourcesConfig
 from muscle.display import ProgressDisplay
 from muscle.errors import UserError
 from muscle.evaluate import (
@@ -42,6 +42,17 @@ NO_ROOM = 3
 """Exit code of a plan with a step that doesn't fit, and of a search without a feasible trial."""
 
 
+def checked_experiment(file: Path, overrides: Sequence[str]) -> Experiment:
+    """The experiment of a file, refused where it would fail minutes later.
+
+    Raises:
+        UserError: whatever a user can mend.
+    """
+    experiment = load_experiment(file, overrides)
+    check_settings(experiment)
+    return experiment
+
+
 def run_experiment(
     file: Path,
     overrides: Sequence[str],
@@ -55,8 +66,7 @@ def run_experiment(
     Raises:
         UserError: whatever a user can mend.
     """
-    experiment = load_experiment(file, overrides)
-    check_settings(experiment)
+    experiment = checked_experiment(file, overrides)
     output = output or f"runs/{experiment.name}"
     check_output(experiment, output)
     console = Console()
@@ -121,8 +131,7 @@ def tune_experiment(
     from muscle.search import check_search, plan_search
     from muscle.tune import Search
 
-    experiment = load_experiment(file, overrides)
-    check_settings(experiment)
+    experiment = checked_experiment(file, overrides)
     output = output or f"runs/{experiment.name}-tune"
     console = Console()
     with console.status("reading task, data and models"):
@@ -152,7 +161,7 @@ def show_search(plan: "SearchPlan", output: str, console: Console) -> None:
     for name, values in plan.space.to_json().items():
         table.add_row(name, escape(json.dumps(values)))
     console.print(table)
-    done = sum(t.state not in ("running", "failed") for t in read_trials(trials_of(output)))
+    done = sum(t.done for t in read_trials(trials_of(output)))
     steps = [step for step in plan.plan.steps() if step.kind in ("examples", "task-adapter")]
     show_steps(experiment.name, steps, open_store(experiment.storage, output), console)
     for line in (
@@ -172,8 +181,7 @@ def plan_costs(file: Path, overrides: Sequence[str], output: str | None, as_json
     """
     from muscle.planning.view import plan_experiment, print_plan, to_json
 
-    experiment = load_experiment(file, overrides)
-    check_settings(experiment)
+    experiment = checked_experiment(file, overrides)
     output = output or f"runs/{experiment.name}"
     console = Console()
     if as_json:

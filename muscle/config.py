@@ -354,6 +354,11 @@ class Experiment(Part):
         return [(seed, seed) for seed in self.seeds]
 
     @property
+    def scoring_dtype(self) -> Literal["float32", "bfloat16", "float16"]:
+        """The dtype in which models answer: the training's unless given."""
+        return self.evaluation.dtype or self.training.dtype
+
+    @property
     def compat_training(self) -> TrainingConfig:
         """The task adapters' training settings with the compatibility overrides applied."""
         names = ("learning_rate", "epochs", "warmup_steps")

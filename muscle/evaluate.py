@@ -231,9 +231,7 @@ def check_evaluation_output(plan: EvaluationPlan, output: str) -> None:
         UserError: a version's name stands for another model there, or a task was asked with
             other settings; it is a file, holds a run's report or a damaged evaluation.json.
     """
-    storage.check_folder("--output", output)
-    if plan.config.storage is not None:
-        storage.check_folder("storage", plan.config.storage)
+    storage.check_folders(output, plan.config.storage)
     if storage.exists(storage.join(output, "report.json")):
         raise UserError(f"{output} holds the report of a run: choose another --output")
     before = _before(output)

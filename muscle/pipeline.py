@@ -19,7 +19,7 @@ from muscle.errors import UserError
 from muscle.losses.needs import needed_teachers
 from muscle.metrics.pairing import Predictions
 from muscle.plan import Plan, Run, Step
-from muscle.predict import Evaluator, Predictor, Wanted, software
+from muscle.predict import Evaluator, Predictor, Wanted, software, wanted_of
 from muscle.report import adapter_card, build_report, pick_examples, write_report
 from muscle.splits import training_split
 from muscle.steps import Workshop
@@ -82,7 +82,7 @@ class Pipeline:
             self.workshop,
             launcher,
             self.experiment.evaluation,
-            self.experiment.evaluation.dtype or self.experiment.training.dtype,
+            self.experiment.scoring_dtype,
             self.experiment.resources,
         )
 
@@ -220,17 +220,11 @@ class Pipeline:
     def wanted(self) -> list[Wanted]:
         """All versions' predictions, to be asked in one pass with one pool for each base."""
         several = len(self.experiment.runs) > 1
-        return [
-            Wanted(
-                step=step,
-                version=f"{version}-{run[0]}-{run[1]}" if several else version,
-                task=self.plan.task,
-                queries=self.plan.queries,
-                base=self.plan.base(version),
-                adapter=self._adapter(version, run),
-            )
-            for (version, run), step in self.plan.predictions.items()
-        ]
+
+        def name(version: Version, run: Run) -> str:
+            return f"{version}-{run[0]}-{run[1]}" if several else version
+
+        return wanted_of(self.plan, name, self._adapter)
 
     # --- the end ----------------------------------------------------------------------
 
@@ -322,9 +316,7 @@ def check_output(experiment: Experiment, output: str) -> None:
     Raises:
         UserError: it is a file, holds another experiment, or files that no run of ours left.
     """
-    for setting, path in (("--output", output), ("storage", experiment.storage)):
-        if path is not None:
-            storage.check_folder(setting, path)
+    storage.check_folders(output, experiment.storage)
     # Without a report there is nothing to mix up (artifacts have keys of their own), and
     # who mends a setting after an error may go on in the same folder.
     if not storage.exists(storage.join(output, "report.json")):

@@ -360,7 +360,7 @@ def _predictions(
         _identity(base, adapter),
         queries,
         experiment.evaluation,
-        experiment.evaluation.dtype or experiment.training.dtype,
+        experiment.scoring_dtype,
     )
 
 

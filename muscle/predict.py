@@ -4,7 +4,7 @@
 """
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as library_version
 from pathlib import Path
@@ -15,13 +15,13 @@ from muscle.artifacts import Artifact
 from muscle.config import EvaluationConfig, ResourcesConfig
 from muscle.evaluation.job import Ask, BaseJob, EvaluateJob, QuerySet
 from muscle.evaluation.units import collect, discard
-from muscle.plan import Base, Step
+from muscle.plan import Base, Plan, Run, Step
 from muscle.steps import Workshop
 from muscle.tables import GROUP_ROWS, write_predictions, write_queries
 from muscle.tasks import Task
 from muscle.tasks.prompting import Prompting
 from muscle.training.job import OnProgress
-from muscle.types import Query
+from muscle.types import VERSIONS, Query, Version
 
 MANY_GROUPS = 1000
 """Larger sets get larger groups: more units cost more than they balance."""
@@ -59,6 +59,31 @@ class Wanted:
     adapter: str | None
     prompting: Prompting | None = None
     repeat: int = 0
+
+
+def wanted_of(
+    plan: Plan,
+    name: Callable[[Version, Run], str],
+    adapter: Callable[[Version, Run], str],
+    versions: Sequence[Version] = VERSIONS,
+) -> list[Wanted]:
+    """The predictions of a plan's versions, to be asked in one pass with one pool for each base.
+
+    name: of base + adapter, unique among all that are wanted together.
+    adapter: the directory of what a version serves.
+    """
+    return [
+        Wanted(
+            step=step,
+            version=name(version, run),
+            task=plan.task,
+            queries=plan.queries,
+            base=plan.base(version),
+            adapter=adapter(version, run),
+        )
+        for (version, run), step in plan.predictions.items()
+        if version in versions
+    ]
 
 
 class Predictor:

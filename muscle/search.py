@@ -65,9 +65,7 @@ def check_search(plan: SearchPlan, output: str) -> None:
     Raises:
         UserError: it is a file, or holds the search of another experiment.
     """
-    for setting, path in (("--output", output), ("storage", plan.plan.experiment.storage)):
-        if path is not None:
-            storage.check_folder(setting, path)
+    storage.check_folders(output, plan.plan.experiment.storage)
     there = storage.read_json(storage.join(output, "search.json"))
     if there is None:
         if storage.exists(storage.join(output, "report.json")):

@@ -66,6 +66,17 @@ def check_folder(setting: str, path: str) -> None:
         raise UserError(f"{setting} is {path!r}, which is a file: name a folder")
 
 
+def check_folders(output: str, store: str | None) -> None:
+    """`check_folder` of what `--output` and, if given, the setting `storage` name.
+
+    Raises:
+        UserError: one of them is a file.
+    """
+    check_folder("--output", output)
+    if store is not None:
+        check_folder("storage", store)
+
+
 def read_json(path: str) -> Any | None:
     """A JSON file's value; None when it is missing or not JSON (half-written)."""
     fs, inside = filesystem(path)

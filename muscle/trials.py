@@ -137,7 +137,7 @@ class Trials:
     @property
     def left(self) -> int:
         """How many trials are still to run, at most."""
-        ended = sum(t.state not in ("running", "failed") for t in self.records.values())
+        ended = sum(t.done for t in self.records.values())
         return max(self.tuning.trials, len(self.records)) - ended
 
     def close(self) -> None:
@@ -186,11 +186,11 @@ class Trials:
             self.study.ask(trial.number, dict(trial.params))
         except (ValueError, TypeError):
             raise _no_record(self._path(trial.number), "of tuning.space") from None
-        if trial.state in ("running", "failed"):
+        if trial.done:
+            self._tell(trial)
+        else:
             trial = replace(trial, state="running", reason=None, a=None)
             self._again.append(trial)
-        else:
-            self._tell(trial)
         self.records[trial.number] = trial
 
     def _tell(self, trial: Trial) -> None:

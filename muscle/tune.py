@@ -15,6 +15,7 @@ from muscle.artifacts import Store
 from muscle.bench import Bench, Part
 from muscle.config import CompatibilityConfig
 from muscle.errors import UserError
+from muscle.metrics.pairing import Predictions
 from muscle.metrics.power import smallest_difference
 from muscle.pipeline import LIBRARIES, Launcher
 from muscle.plan import Plan, Step, vary
@@ -84,18 +85,18 @@ class Search:
         self._ask([], (self.plan.parts.a, self.plan.parts.look))
         trials = self._try()
         candidates, why = self._judge(trials.trials)
-        chosen = candidates[0] if candidates and candidates[0].b is not None else None
-        feasible = chosen is not None and _feasible(chosen, self.tuning.epsilon)
+        best = candidates[0] if candidates and candidates[0].b is not None else None
+        chosen = best if best is not None and _feasible(best, self.tuning.epsilon) else None
         test: tuple[Contender, ...] = ()
-        if chosen is not None and feasible:
+        if chosen is not None:
             why += self._blindness(chosen, len(trials.trials))
             test, remark = self._test(chosen)
             why += remark
         seconds = {"total": round(time.monotonic() - began, 1)}
         for name in ("training", "scoring"):
             seconds[name] = round(sum(t.seconds.get(name, 0.0) for t in trials.ended_here), 1)
-        found = self._found(trials, candidates, chosen if feasible else None, why, test, seconds)
-        settings = self._settings_of(found.chosen) if found.chosen is not None else None
+        found = self._found(trials, candidates, chosen, why, test, seconds)
+        settings = self._settings_of(chosen) if chosen is not None else None
         return write_search(found, self.bench, settings)
 
     def _blindness(self, chosen: Candidate, trials: int) -> str:
@@ -269,33 +270,17 @@ class Search:
         named = {name: settings for name, settings in named.items() if name not in failed}
         test = self.bench.test
         self._ask(list(named.values()), (test,))
+        predicted = {name: self.bench.predictions(one, test) for name, one in named.items()}
         rows = []
         for name, settings in named.items():
-            difference = None if name == "chosen" else self._difference(mine, settings, test)
+            difference = None
+            if name != "chosen":
+                difference = _difference(predicted["chosen"], predicted[name], test.name)
             dumped = settings.model_dump(mode="json")
-            measured = self.bench.measure(settings, test)
-            rows.append(Contender(name, dumped, measured, difference))
+            rows.append(Contender(name, dumped, measure(predicted[name], test.name), difference))
         remarks = [_delivered(rows)]
         remarks += [f" {name} could not be trained: {why}." for name, why in failed.items()]
         return tuple(rows), "".join(remarks)
-
-    def _difference(
-        self, chosen: CompatibilityConfig, other: CompatibilityConfig, part: Part
-    ) -> dict[str, Any]:
-        """NFR of another less the chosen one's, on the examples that all could answer."""
-        mine, theirs = (self.bench.predictions(s, part) for s in (chosen, other))
-        paired = {
-            seed: {"old": of["old"], "new": mine[seed]["compat"], "compat": of["compat"]}
-            for seed, of in theirs.items()
-        }
-        measured = measure(paired, part.name)  # type: ignore[arg-type]
-        return {
-            "nfr": measured.nfr - measured.nfr_new,
-            "ci95": measured.ci95["reduction"],
-            "score": measured.gain,
-            "score_ci95": measured.ci95["gain"],
-            "p": measured.p,
-        }
 
     def _train(self, named: dict[str, CompatibilityConfig]) -> dict[str, str]:
         """Train what is missing of candidates, side by side; returns why some can't be, by name."""
@@ -371,6 +356,22 @@ class Search:
         return min(stopped, key=lambda c: _order(c, self.tuning.epsilon), default=None)
 
 
+def _difference(mine: Predictions, theirs: Predictions, where: str) -> dict[str, Any]:
+    """NFR of another less the chosen one's, on the examples that all could answer."""
+    paired: Predictions = {
+        seed: {"old": of["old"], "new": mine[seed]["compat"], "compat": of["compat"]}
+        for seed, of in theirs.items()
+    }
+    measured = measure(paired, where)
+    return {
+        "nfr": measured.nfr - measured.nfr_new,
+        "ci95": measured.ci95["reduction"],
+        "score": measured.gain,
+        "score_ci95": measured.ci95["gain"],
+        "p": measured.p,
+    }
+
+
 def _delivered(rows: Sequence[Contender]) -> str:
     """What the test split says of the choice, in a sentence or two."""
     chosen, *others = rows
@@ -379,9 +380,10 @@ def _delivered(rows: Sequence[Contender]) -> str:
         said = " The test split shows no difference to new's negative flips"
     else:
         word = "fewer" if bounds[1] < 0 else "more"
-        points = (100 * abs(bound) for bound in sorted(bounds, key=abs))
-        said = f" On the test split it has {word} negative flips than new, by {{}} to {{}} points"
-        said = said.format(*(f"{p:.2f}" for p in points))
+        low, high = (f"{100 * abs(bound):.2f}" for bound in sorted(bounds, key=abs))
+        said = (
+            f" On the test split it has {word} negative flips than new, by {low} to {high} points"
+        )
     better = [
         o.name for o in others if o.test.nfr < chosen.test.nfr and o.test.score >= chosen.test.score
     ]

@@ -180,3 +180,25 @@ def gpus(setting: float | str) -> float:
     if setting != "auto":
         return float(setting)
     return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+
+
+def room(resources: ResourcesConfig) -> int | None:
+    """How many trainings, each with all of its workers, the cluster's GPUs or this machine's
+    cores hold at present; None on a cluster of CPUs, which places them itself."""
+    import ray
+
+    per_worker = gpus(resources.gpus_per_worker)
+    if per_worker:
+        available = ray.cluster_resources().get("GPU", 0)
+        return int(available / (per_worker * resources.workers))
+    if is_local():
+        return int(local_cores() / (resources.workers * (resources.cpus_per_worker or 1)))
+    return None
+
+
+def cpus_each(resources: ResourcesConfig, side_by_side: int) -> int:
+    """CPUs of a training worker: without GPUs, the local cores shared where nothing is asked."""
+    asked = resources.cpus_per_worker
+    if asked is not None or not is_local() or gpus(resources.gpus_per_worker):
+        return asked or 1
+    return max(1, local_cores() // (side_by_side * resources.workers))

@@ -65,21 +65,13 @@ def train_all(
 def _side_by_side(jobs: int, resources: ResourcesConfig) -> int:
     """How many trainings run at once, each with all of its workers: an elastic one
     shrinks where nodes are lost, not to make room."""
-    per_worker = cluster.gpus(resources.gpus_per_worker)
-    if per_worker:
-        available = ray.cluster_resources().get("GPU", 0) / (per_worker * resources.workers)
-    elif cluster.is_local():
-        available = cluster.local_cores() / (resources.workers * (resources.cpus_per_worker or 1))
-    else:
-        available = jobs
-    return max(1, min(jobs, int(available)))
+    room = cluster.room(resources)
+    return max(1, jobs if room is None else min(jobs, room))
 
 
 def _train(job: TrainJob, resources: ResourcesConfig, width: int, board: Any) -> None:
     gpus = cluster.gpus(resources.gpus_per_worker)
-    cpus = resources.cpus_per_worker or 1
-    if resources.cpus_per_worker is None and not gpus and cluster.is_local():
-        cpus = max(1, cluster.local_cores() // (width * resources.workers))
+    cpus = cluster.cpus_each(resources, width)
     run_id = uuid.uuid4().hex[:8]
     scaling: dict[str, Any] = {
         "num_workers": _workers(resources),

@@ -32,7 +32,6 @@ DRIVER = {"memory": 64.0 * 2**20}
 """What a trial takes that drives Ray Train and Ray Data: no CPU, so that those that it waits
 for find all of them (Tune wants something to be taken)."""
 
-
 LEARN = 3
 """At most this part of the trials runs at once, unless told: suggestions learn from results."""
 
@@ -54,9 +53,9 @@ def search(
     if first is None or isinstance(first, Later):  # not later: nothing of ours runs yet
         return
     inside = fits_one_process(resources, backend)
-    width = concurrent or min(room(resources), max(2, trials.left // LEARN))
+    width = concurrent or min(_room(resources), max(2, trials.left // LEARN))
     width = max(1, min(trials.left, width))
-    cpus = _cpus(resources, width)
+    cpus = cluster.cpus_each(resources, width)
     needs = {"CPU": float(cpus), "GPU": cluster.gpus(resources.gpus_per_worker)}
     if not inside:
         needs = DRIVER
@@ -95,22 +94,13 @@ def fits_one_process(resources: ResourcesConfig, backend: BackendName) -> bool:
     )
 
 
-def room(resources: ResourcesConfig) -> int:
-    """How many trials there is room for now; `tuning.concurrent` where a cluster will grow."""
-    per_worker = cluster.gpus(resources.gpus_per_worker)
-    if per_worker:
-        return int(ray.cluster_resources().get("GPU", 0) / (per_worker * resources.workers))
-    here = cluster.local_cores() if cluster.is_local() else ray.cluster_resources().get("CPU", 1)
-    return int(here / (resources.workers * (resources.cpus_per_worker or 1)))
-
-
-def _cpus(resources: ResourcesConfig, width: int) -> int:
-    """Threads of a trial: the local cores shared, where nothing else is asked."""
-    if resources.cpus_per_worker is not None or not cluster.is_local():
-        return resources.cpus_per_worker or 1
-    if cluster.gpus(resources.gpus_per_worker):
-        return 1
-    return max(1, cluster.local_cores() // width)
+def _room(resources: ResourcesConfig) -> int:
+    """How many trials fit at present; `tuning.concurrent` where a cluster will grow."""
+    room = cluster.room(resources)
+    if room is not None:
+        return room
+    cpus = ray.cluster_resources().get("CPU", 1)
+    return int(cpus / (resources.workers * (resources.cpus_per_worker or 1)))
 
 
 class _Asking(Searcher):

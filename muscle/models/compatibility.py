@@ -30,8 +30,8 @@ def check_adapter(path: str, base: str, base_fingerprint: str | None, hf_config:
     """
     config = read_adapter_config(path)
     _check_kind(path, config)
-    shapes = _tensor_shapes(path)
-    noted = _noted_fingerprint(path)
+    shapes = tensor_shapes(path)
+    noted = noted_fingerprint(path)
     made_for = config.get("base_model_name_or_path") or "an unnamed base"
     if noted is not None and base_fingerprint is not None:
         if noted != base_fingerprint:
@@ -73,8 +73,12 @@ def _check_kind(path: str, config: dict[str, Any]) -> None:
         )
 
 
-def _tensor_shapes(path: str) -> Shapes:
-    """Names and shapes in adapter_model.safetensors, from its header."""
+def tensor_shapes(path: str) -> Shapes:
+    """Names and shapes in adapter_model.safetensors, from its header.
+
+    Raises:
+        UserError: no file, a damaged one, or one without tensors or with empty ones.
+    """
     from safetensors import SafetensorError, safe_open
 
     file = Path(path) / WEIGHTS
@@ -86,7 +90,7 @@ def _tensor_shapes(path: str) -> Shapes:
         with safe_open(file, framework="pt") as opened:
             shapes = {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"adapter {path!r}: {WEIGHTS} is corrupt ({error})") from error
+        raise UserError(f"adapter {path!r}: {WEIGHTS} is damaged or corrupt ({error})") from error
     for key, shape in sorted(shapes.items()):
         if 0 in shape:
             raise UserError(
@@ -98,8 +102,12 @@ def _tensor_shapes(path: str) -> Shapes:
     return shapes
 
 
-def _noted_fingerprint(path: str) -> str | None:
-    """The base fingerprint in our own note beside the adapter, if there is one."""
+def noted_fingerprint(path: str) -> str | None:
+    """The base fingerprint in our own note beside the adapter, if there is one.
+
+    Raises:
+        UserError: the note is damaged.
+    """
     file = Path(path) / NOTE
     if not file.is_file():
         return None

@@ -6,7 +6,6 @@ by Weight Interpolation"). LoRA's factors can't be mixed one by one, since B A i
 (A, B), and a mixture of two changes of rank r has rank up to 2r: it is brought back to r.
 """
 
-import json
 import math
 import os
 import re
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from muscle.errors import UserError
 from muscle.models.adapters import NOTE, WEIGHTS, copy_adapter_config
+from muscle.models.compatibility import noted_fingerprint, tensor_shapes
 
 if TYPE_CHECKING:
     import torch
@@ -189,7 +189,7 @@ def _check_configs(first: str, second: str) -> "tuple[LoraConfig, LoraConfig]":
                 f"adapters {first!r} and {second!r} can't be interpolated: {field} is {mine!r} "
                 f"in the first and {other!r} in the second; train both with one config"
             )
-    bases = [_noted_base(path) for path in (first, second)]
+    bases = [noted_fingerprint(path) for path in (first, second)]
     if None not in bases and bases[0] != bases[1]:
         raise UserError(
             f"adapters {first!r} and {second!r} can't be interpolated: they were made for "
@@ -225,20 +225,9 @@ def _setting(value: Any) -> Any:
     return value or None
 
 
-def _noted_base(path: str) -> str | None:
-    """The base's fingerprint in the note beside an adapter, if there is one."""
-    file = Path(path) / NOTE
-    if not file.is_file():
-        return None
-    try:
-        return str(json.loads(file.read_text(encoding="utf-8"))["base_fingerprint"])
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"adapter {path!r}: {NOTE} is damaged: remove it or save again") from None
-
-
 def _check_tensors(first: str, second: str) -> list[tuple[str, str]]:
     """The keys of every module's A and B, sorted, from the headers alone."""
-    mine, other = _shapes(first), _shapes(second)
+    mine, other = tensor_shapes(first), tensor_shapes(second)
     pairs = _pairs(first, mine)
     _pairs(second, other)
     between = f"adapters {first!r} and {second!r} can't be interpolated"
@@ -287,27 +276,6 @@ def _other_factor(key: str, match: re.Match[str]) -> str:
     """The key of B for that of A, and of A for that of B."""
     start, end = match.span("factor")
     return key[:start] + ("B" if match["factor"] == "A" else "A") + key[end:]
-
-
-def _shapes(path: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of an adapter's tensors.
-
-    Raises:
-        UserError: no file, a damaged one, or one without tensors or with empty ones.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    file = Path(path) / WEIGHTS
-    if not file.is_file():
-        raise UserError(f"adapter {path!r} has no {WEIGHTS}: save it as safetensors")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            shapes = {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"adapter {path!r}: {WEIGHTS} is damaged ({error})") from error
-    if not shapes or any(0 in shape for shape in shapes.values()):
-        raise UserError(f"adapter {path!r}: {WEIGHTS} has no or empty tensors: save it again")
-    return shapes
 
 
 def _shared_scale(

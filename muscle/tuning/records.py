@@ -71,6 +71,11 @@ class Trial:
     a: Measured | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def done(self) -> bool:
+        """Whether no start has to run it (again)."""
+        return self.state not in ("running", "failed")
+
     def to_json(self) -> dict[str, Any]:
         """A JSON value; `from_json` reads it back."""
         return asdict(self)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from processes import kill_when, muscle
+from updates import update
 
 from muscle.alone import Alone
 from muscle.bench import Bench
@@ -24,22 +25,7 @@ from muscle.tuning.records import Trial
 pytestmark = pytest.mark.slow
 
 SETTINGS: dict[str, Any] = {
-    "name": "searched",
-    "task": "testbed_choice",
-    "old": {"model": "testbed:v1"},
-    "new": {"model": "testbed:v2"},
-    "adapter": {"r": 4, "alpha": 8},
-    "training": {
-        "learning_rate": 2e-3,
-        "warmup_steps": 5,
-        "epochs": 2,
-        "batch_size": 8,
-        "accumulation": 1,
-        "dtype": "float32",
-        "limit": 800,
-        "tuning_fraction": 0.5,
-    },
-    "evaluation": {"limit": 100},
+    **update("searched", evaluated=100, epochs=2, limit=800, tuning_fraction=0.5),
     # A rate of 1 ruins the adapter: that trial is stopped on the way.
     "tuning": {
         "trials": 3,

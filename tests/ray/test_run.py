@@ -6,28 +6,13 @@ from pathlib import Path
 import pytest
 import yaml
 from processes import kill_when, muscle
+from updates import update
 
 from muscle.tables import read_predictions
 
 pytestmark = pytest.mark.slow
 
-EXPERIMENT = {
-    "name": "killed",
-    "task": "testbed_choice",
-    "old": {"model": "testbed:v1"},
-    "new": {"model": "testbed:v2"},
-    "adapter": {"r": 4, "alpha": 8},
-    "training": {
-        "learning_rate": 2e-3,
-        "warmup_steps": 5,
-        "epochs": 3,
-        "batch_size": 8,
-        "accumulation": 1,
-        "dtype": "float32",
-        "limit": 150,
-    },
-    "evaluation": {"limit": 300},
-}
+EXPERIMENT = update("killed", evaluated=300, epochs=3, limit=150)
 
 
 def run(file: Path, output: Path) -> str:
