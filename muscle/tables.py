@@ -39,6 +39,7 @@ _OUTPUT = pa.struct(
         pa.field("loglikelihood", pa.float64()),
         pa.field("is_greedy", pa.bool_()),
         pa.field("text", pa.string()),
+        pa.field("truncated", pa.string()),
     ]
 )
 ANSWER_SCHEMA = pa.schema(
@@ -62,6 +63,10 @@ PREDICTION_SCHEMA = pa.schema(
         pa.field("choices", pa.list_(pa.string())),
         pa.field("loglikelihoods", pa.list_(pa.float64())),
         pa.field("error", pa.string()),
+        pa.field("response", pa.string()),
+        pa.field("truncated", pa.string()),
+        pa.field("document", pa.string()),
+        _required("fields", pa.map_(pa.string(), pa.string())),
     ]
 )
 
@@ -98,7 +103,7 @@ def row_to_query(row: Mapping[str, Any]) -> Query:
 
 def answer_to_row(answer: Answer) -> Row:
     """An answer as a plain dict; `outputs` is a list of dicts."""
-    names = ("loglikelihood", "is_greedy", "text")
+    names = ("loglikelihood", "is_greedy", "text", "truncated")
     return {
         "id": answer.id,
         "outputs": [{n: getattr(output, n) for n in names} for output in answer.outputs],
@@ -115,6 +120,7 @@ def row_to_answer(row: Mapping[str, Any]) -> Answer:
                 loglikelihood=_or_none(float, output["loglikelihood"]),
                 is_greedy=_or_none(bool, output["is_greedy"]),
                 text=_or_none(str, output["text"]),
+                truncated=output["truncated"],
             )
             for output in row["outputs"]
         ),
@@ -123,9 +129,10 @@ def row_to_answer(row: Mapping[str, Any]) -> Answer:
 
 
 def prediction_to_row(prediction: Prediction) -> Row:
-    """A prediction as a plain dict; `metrics` is a list of (name, value) pairs."""
+    """A prediction as a plain dict; `metrics` and `fields` are lists of (name, value) pairs."""
     row: Row = {f.name: getattr(prediction, f.name) for f in PREDICTION_SCHEMA}
     row["metrics"] = list(prediction.metrics.items())
+    row["fields"] = list(prediction.fields.items())
     return row
 
 
@@ -144,7 +151,16 @@ def row_to_prediction(row: Mapping[str, Any]) -> Prediction:
         choices=None if choices is None else tuple(str(c) for c in choices),
         loglikelihoods=None if loglikelihoods is None else tuple(map(float, loglikelihoods)),
         error=_or_none(str, row["error"]),
+        response=_or_none(str, row["response"]),
+        truncated=row["truncated"],
+        document=_or_none(str, row["document"]),
+        fields={str(name): str(value) for name, value in dict(row["fields"]).items()},
     )
+
+
+def predictions_to_table(predictions: Sequence[Prediction]) -> pa.Table:
+    """Predictions in columns."""
+    return pa.Table.from_pylist(list(map(prediction_to_row, predictions)), PREDICTION_SCHEMA)
 
 
 def _or_none(kind: Callable[[Any], R], value: Any) -> R | None:
@@ -245,12 +261,28 @@ def _open(path: str | Path) -> Iterator[pq.ParquetFile]:
 
 
 def _rows(path: str | Path, table: pa.Table, schema: pa.Schema) -> list[Row]:
+    if schema is PREDICTION_SCHEMA:
+        table = with_new_columns(table)
     _check_columns(path, table, schema)
     try:
         rows: list[Row] = table.select(schema.names).cast(schema).to_pylist()
     except pa.ArrowException as error:
         raise UserError(f"{path}: holds values that don't fit: {_line(error)}") from error
     return rows
+
+
+NEW_COLUMNS = ("response", "truncated", "document", "fields")
+"""Columns of predictions that earlier versions of ours didn't write."""
+
+
+def with_new_columns(table: pa.Table) -> pa.Table:
+    """Predictions of an earlier version of ours, with empty columns for what came since."""
+    for name in NEW_COLUMNS:
+        if name not in table.column_names:
+            field = PREDICTION_SCHEMA.field(name)
+            empty: list[Any] = [None if field.nullable else []] * table.num_rows
+            table = table.append_column(field, pa.array(empty, field.type))
+    return table
 
 
 def _check_columns(path: str | Path, table: pa.Table, schema: pa.Schema) -> None:

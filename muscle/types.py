@@ -17,6 +17,13 @@ Version = Literal["old", "new", "compat"]
 
 VERSIONS: tuple[Version, ...] = ("old", "new", "compat")
 
+AGAIN = "again"
+"""Not a version of the update: old, trained with another seed. Its flips are the noise floor."""
+
+Truncated = Literal["prompt", "answer", "prompt and answer"]
+"""What did not fit: a prompt lost its beginning, a generated answer its end (it reached the
+most tokens that it may have, without a stop)."""
+
 RequestKind = Literal["loglikelihood", "loglikelihood_rolling", "generate_until"]
 
 
@@ -64,12 +71,13 @@ class Output:
 
     `loglikelihood` is the natural-log probability of the whole continuation and
     `is_greedy` whether greedy decoding would have produced it; both None for
-    generation, whose result is `text`.
+    generation, whose result is `text`. `truncated` says what did not fit, else None.
     """
 
     loglikelihood: float | None = None
     is_greedy: bool | None = None
     text: str | None = None
+    truncated: "Truncated | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +115,10 @@ class Prediction:
     choices        the texts of the choices, None for generation
     loglikelihoods one per choice, None for generation and whole documents
     error          why the example is unscored, else None
+    response       what a model wrote, before the task's filters; None where it only scored
+    truncated      what did not fit, else None
+    document       a hash of the task's own row, equal however the prompt is rendered
+    fields         short values of that row (subject, length, …), for slices
     """
 
     task: str
@@ -120,3 +132,7 @@ class Prediction:
     choices: tuple[str, ...] | None = None
     loglikelihoods: tuple[float, ...] | None = None
     error: str | None = None
+    response: str | None = None
+    truncated: Truncated | None = None
+    document: str | None = None
+    fields: dict[str, str] = field(default_factory=dict)
