@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from muscle.types import Output, Truncated
+from muscle.types import Output, lost
 
 DEFAULT_MAX_GEN_TOKS = 256
 
@@ -113,13 +113,6 @@ def written(text: str, until: Sequence[str], ended: bool, shortened: bool) -> Ou
     shown = cut(text, until)
     # A stop string that came together over more tokens than the harness watches ends it too.
     return Output(text=shown, truncated=lost(shortened, not ended and shown == text))
-
-
-def lost(prompt: bool, answer: bool) -> Truncated | None:
-    """What did not fit, as predictions name it."""
-    if prompt and answer:
-        return "prompt and answer"
-    return "prompt" if prompt else "answer" if answer else None
 
 
 def cut(text: str, until: Sequence[str]) -> str:
