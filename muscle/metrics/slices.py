@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from muscle.metrics.slice_columns import SliceColumn, slice_columns
 from muscle.metrics.flips import BoolArray, FloatArray
 from muscle.metrics.multiple import holm
 from muscle.metrics.pairing import JoinedTask, Pair
@@ -18,6 +17,7 @@ from muscle.metrics.proportions import (
     mean_interval,
     share_interval,
 )
+from muscle.metrics.slice_columns import SliceColumn, slice_columns
 
 Block = dict[str, Any]
 Sums = dict[tuple[Any, ...], float]
