@@ -10,14 +10,13 @@ import pyarrow.compute as pc
 
 from muscle.errors import UserError
 from muscle.tables import PREDICTION_SCHEMA
+from muscle.tasks.rows import LONGEST, MOST
 
 ROWS = 8192
 """Rows that are held as Python objects before they become a chunk of a column."""
 
-MAX_FIELD = 60
-"""Characters of a value that may stand for a slice; longer ones are texts, not properties."""
-
-MAX_FIELDS = 200
+MAX_TEXTS = 200
+"""Columns that are looked at for slices; rows that each have names of their own have no columns."""
 
 FIELDS = PREDICTION_SCHEMA.field("fields").type
 
@@ -58,7 +57,7 @@ class Builder:
         for name, kind in self._types.items():
             self._chunks[name].append(_array([row[name] for row in rows], kind))
         for name in dict.fromkeys(name for row in more for name in row):
-            if name not in self._texts and len(self._texts) < MAX_FIELDS:
+            if name not in self._texts and len(self._texts) < MAX_TEXTS:
                 self._texts[name] = [pa.nulls(before, pa.string())] if before else []
         for name, found in self._texts.items():
             found.append(_array([row.get(name) for row in more], pa.string()))
@@ -94,8 +93,10 @@ def text_of(value: Any) -> str | None:
 
 
 def with_fields(read: Mapping[str, pa.ChunkedArray], n: int) -> pa.ChunkedArray:
-    """[n] {name: value} of text columns: those whose values are all short, without nulls."""
-    kept = {name: column for name, column in read.items() if _is_short(column)}
+    """[n] {name: value} of text columns, without nulls: of the first `MOST` whose values are
+    all as short as `muscle evaluate` keeps them."""
+    short = [name for name, column in read.items() if _is_short(column)]
+    kept = {name: read[name] for name in short[:MOST]}
     chunks = []
     for start in range(0, n, ROWS * 8):
         size = min(ROWS * 8, n - start)
@@ -105,7 +106,7 @@ def with_fields(read: Mapping[str, pa.ChunkedArray], n: int) -> pa.ChunkedArray:
 
 def _is_short(column: pa.ChunkedArray) -> bool:
     longest = pc.max(pc.utf8_length(column)).as_py()
-    return longest is not None and longest <= MAX_FIELD
+    return longest is not None and longest <= LONGEST
 
 
 def _maps(columns: Mapping[str, pa.ChunkedArray], n: int) -> pa.Array:

@@ -41,6 +41,7 @@ from muscle.inputs.sample_rows import (
 from muscle.inputs.source import Source, json_rows, one_reason
 from muscle.side import Side
 from muscle.tables import PREDICTION_SCHEMA
+from muscle.tasks.rows import row_hash
 
 _TYPES = {
     name: PREDICTION_SCHEMA.field(name).type
@@ -153,13 +154,13 @@ class _Log:
                 "_gold_by_text": text if text is not None else index,
                 "prediction": said(row["filtered_resps"], lls, text),
                 "response": written(row["resps"]) if lls is None else None,
-                "document": text_of(row.get("doc_hash")),
+                "document": row_hash(row["doc"]),
                 "choices": choices,
                 "_lls": lls,
                 "_bad": lls is not None and any(map(math.isnan, lls)),
                 "metrics": [(k, v) for k, v in numbers.items() if math.isfinite(v)],
             },
-            {k: t for k, v in document.items() if (t := text_of(v)) is not None},
+            {k: str(v) for k, v in document.items() if isinstance(v, str | bool | int | float)},
         )
 
     def _metrics(self, row: Mapping[str, Any]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import IO, Any, Literal, cast
 
 from muscle.errors import UserError
-from muscle.storage import filesystem, join
+from muscle.storage import exists, filesystem, join
 
 Kind = Literal["parquet", "sample log", "json lines", "csv"]
 
@@ -51,10 +51,9 @@ def find_sources(path: str) -> list[Source]:
     Raises:
         UserError: nothing there, nothing that holds predictions, several models or versions.
     """
-    files, where = filesystem(path)
-    if files.isdir(where):
+    if is_folder(path):
         return [_source(join(path, name)) for name in _folder(path)]
-    if not files.exists(where):
+    if not exists(path):
         raise UserError(f"{path}: there is no such file or folder")
     return [_source(path)]
 
@@ -85,6 +84,12 @@ def _folder(path: str) -> list[str]:
         f"{path}: this folder holds no predictions: it needs TASK.parquet of `muscle evaluate`, "
         "samples_TASK_TIME.jsonl of lm-evaluation-harness, or JSONL, Parquet or CSV files"
     )
+
+
+def is_folder(path: str) -> bool:
+    """Whether a path is a folder."""
+    files, where = filesystem(path)
+    return bool(files.isdir(where))
 
 
 def entries(path: str) -> tuple[list[str], list[str]]:
