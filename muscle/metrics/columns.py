@@ -58,9 +58,7 @@ def equal_rows(
     tell, nor does one: they count as equal. [n]"""
     parts = [np.zeros(0, dtype=np.bool_)]
     if len(first_order):
-        for a, b in zip(
-            batches(first, first_order), batches(second, second_order), strict=True
-        ):
+        for a, b in zip(batches(first, first_order), batches(second, second_order), strict=True):
             same = pc.fill_null(pc.equal(a, b.cast(a.type)), True)
             parts.append(same.to_numpy(zero_copy_only=False))
     out: BoolArray = np.concatenate(parts)
