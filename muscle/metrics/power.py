@@ -1,7 +1,10 @@
-"""What a number of examples can show: the smallest change of a flip rate that a test finds."""
+"""What a number of examples can show: the smallest change of a flip rate that a test finds,
+and how many examples bring a gate's bound inside its limit."""
 
-from math import sqrt
+from math import ceil, inf, sqrt
 from statistics import NormalDist
+
+from muscle.metrics.bounds import ONE_SIDED, rate_bounds
 
 DISCORDANT = 0.06
 """Share of examples whose flip status changes between two versions, as is usual for updates."""
@@ -65,3 +68,89 @@ def needed_examples(difference: float) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if smallest_difference(middle) > difference else (low, middle)
     return high
+
+
+_EXACT = 20_000
+"""Above so many events the exact bound and its approximation differ by less than 0.1 %."""
+
+
+def examples_for_rate(rate: float, limit: float, confidence: float = ONE_SIDED) -> int | None:
+    """How many examples bring the exact upper bound of an observed rate down to a limit.
+
+    It takes the rate to stay what it is: at this n the bound just reaches the limit, so a
+    second look passes about as often as not. Wilson's bound reaches it where
+    (limit - rate)^2 = z^2 limit (1 - limit) / n; the exact one some examples later.
+
+    Returns:
+        None where no number would do, because the rate is not below the limit.
+
+    Raises:
+        ValueError: a rate or limit outside [0, 1].
+    """
+    if not 0 <= rate <= 1 or not 0 <= limit <= 1:
+        raise ValueError(f"examples_for_rate({rate}, {limit})")
+    if rate >= limit:
+        return None
+    z, gap = NormalDist().inv_cdf(confidence), limit - rate
+    # With the correction for continuity: gap = z sqrt(limit (1 - limit) / n) + 1 / (2 n).
+    spread = z * sqrt(limit * (1 - limit))
+    root = (spread + sqrt(spread * spread + 2 * gap)) / (2 * gap)
+    about = max(1, ceil(root * root))
+    if about * max(rate, 1 / about) > _EXACT:
+        return about
+
+    def inside(n: int) -> bool:
+        bounds = rate_bounds(min(n, ceil(rate * n - 1e-9)), n, confidence)
+        return bounds is not None and bounds.high <= limit
+
+    low, high = 0, about
+    while not inside(high):
+        low, high = high, 2 * high
+    while low + 1 < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if inside(middle) else (middle, high)
+    return high
+
+
+def examples_for_difference(
+    difference: float, limit: float, discordant: float, confidence: float = ONE_SIDED
+) -> int | None:
+    """How many examples bring the bound of an observed paired difference to a limit.
+
+    The normal approximation: n = z^2 (psi - d^2) / (d - limit)^2, with the difference d and
+    the discordant share psi staying what they are. For a limit above d it is the upper
+    bound's, for one below d the lower bound's.
+
+    Returns:
+        None where no number would do: the difference is the limit.
+
+    Raises:
+        ValueError: a discordant share outside [|d|, 1].
+    """
+    if not abs(difference) <= discordant + 1e-12 or not discordant <= 1:
+        raise ValueError(f"examples_for_difference({difference}, {limit}, {discordant})")
+    if difference == limit:
+        return None
+    z = NormalDist().inv_cdf(confidence)
+    variance = max(0.0, discordant - difference * difference)
+    return max(1, ceil(z * z * variance / (difference - limit) ** 2))
+
+
+def examples_for_bound(value: float, bound: float, limit: float, n: int) -> int | None:
+    """The same for any estimate whose bound from n examples lies `|bound - value|` away.
+
+    That distance shrinks with the square root of the number of examples.
+
+    Returns:
+        None where no number would do: the value is the limit, or on the bound's side of it.
+
+    Raises:
+        ValueError: n < 1.
+    """
+    if n < 1:
+        raise ValueError(f"examples_for_bound({value}, {bound}, {limit}, {n})")
+    room, width = limit - value, bound - value
+    if room * width <= 0:
+        return None
+    needed = n * (width / room) ** 2
+    return None if needed == inf else max(1, ceil(needed))
