@@ -138,8 +138,8 @@ def needed(limit: str, delta: float, found: Found) -> int | None:
         or (value <= delta if limit == "min_gain" else value >= delta)
     ):
         return None
-    if found.needs is not None:
-        n = examples_for_difference(value, delta, found.needs)
+    if found.changed is not None:
+        n = examples_for_difference(value, delta, found.changed)
     elif limit == "max_nfr":
         n = examples_for_rate(value, delta)
     else:

@@ -4,7 +4,10 @@ and how many examples bring a gate's bound inside its limit."""
 from math import ceil, inf, sqrt
 from statistics import NormalDist
 
-from muscle.metrics.bounds import ONE_SIDED, rate_bounds
+from muscle.metrics.beta import incomplete_beta
+
+ONE_SIDED = 0.95
+"""Confidence of a gate's bounds."""
 
 DISCORDANT = 0.06
 """Share of examples whose flip status changes between two versions, as is usual for updates."""
@@ -70,16 +73,15 @@ def needed_examples(difference: float) -> int:
     return high
 
 
-_EXACT = 20_000
-"""Above so many events the exact bound and its approximation differ by less than 0.1 %."""
+_MOST = 10_000_000
+"""Examples above which an approximation is exact enough, and the exact bound slow."""
 
 
 def examples_for_rate(rate: float, limit: float, confidence: float = ONE_SIDED) -> int | None:
-    """How many examples bring the exact upper bound of an observed rate down to a limit.
+    """The fewest examples that bring the exact upper bound of a rate down to a limit.
 
-    It takes the rate to stay what it is: at this n the bound just reaches the limit, so a
-    second look passes about as often as not. Wilson's bound reaches it where
-    (limit - rate)^2 = z^2 limit (1 - limit) / n; the exact one some examples later.
+    The bound is Clopper and Pearson's (`bounds.clopper_pearson`), and the rate is taken to
+    stay what it was: a second look at so many examples passes about as often as not.
 
     Returns:
         None where no number would do, because the rate is not below the limit.
@@ -91,17 +93,20 @@ def examples_for_rate(rate: float, limit: float, confidence: float = ONE_SIDED) 
         raise ValueError(f"examples_for_rate({rate}, {limit})")
     if rate >= limit:
         return None
+    if limit == 1:
+        return 1
     z, gap = NormalDist().inv_cdf(confidence), limit - rate
-    # With the correction for continuity: gap = z sqrt(limit (1 - limit) / n) + 1 / (2 n).
+    # Wilson's bound reaches the limit at (z spread / gap)^2; the term 2 gap corrects for
+    # continuity: gap = z sqrt(limit (1 - limit) / n) + 1 / (2 n).
     spread = z * sqrt(limit * (1 - limit))
     root = (spread + sqrt(spread * spread + 2 * gap)) / (2 * gap)
     about = max(1, ceil(root * root))
-    if about * max(rate, 1 / about) > _EXACT:
+    if about > _MOST:
         return about
 
     def inside(n: int) -> bool:
-        bounds = rate_bounds(min(n, ceil(rate * n - 1e-9)), n, confidence)
-        return bounds is not None and bounds.high <= limit
+        flips = rate * n
+        return incomplete_beta(flips + 1, n - flips, limit) >= confidence
 
     low, high = 0, about
     while not inside(high):
