@@ -120,11 +120,12 @@ def examples_for_rate(rate: float, limit: float, confidence: float = ONE_SIDED) 
 def examples_for_difference(
     difference: float, limit: float, discordant: float, confidence: float = ONE_SIDED
 ) -> int | None:
-    """How many examples bring the bound of an observed paired difference to a limit.
+    """About how many examples bring the bound of an observed paired difference to a limit.
 
-    The normal approximation: n = z^2 (psi - d^2) / (d - limit)^2, with the difference d and
-    the discordant share psi staying what they are. For a limit above d it is the upper
-    bound's, for one below d the lower bound's.
+    The difference d and the discordant share psi are taken to stay what they were. Then the
+    bound is z sqrt((psi - d^2) / n) away from d, and 1 / n more for the example that nobody
+    saw (`bounds.mean_bounds`); solved for n. A limit above d asks for the upper bound, one
+    below d for the lower.
 
     Returns:
         None where no number would do: the difference is the limit.
@@ -136,9 +137,11 @@ def examples_for_difference(
         raise ValueError(f"examples_for_difference({difference}, {limit}, {discordant})")
     if difference == limit:
         return None
-    z = NormalDist().inv_cdf(confidence)
+    gap = abs(difference - limit)
     variance = max(0.0, discordant - difference * difference)
-    return max(1, ceil(z * z * variance / (difference - limit) ** 2))
+    spread = NormalDist().inv_cdf(confidence) * sqrt(variance)
+    root = (spread + sqrt(spread * spread + 4 * gap)) / (2 * gap)
+    return max(1, ceil(root * root))
 
 
 def examples_for_bound(value: float, bound: float, limit: float, n: int) -> int | None:
