@@ -1,7 +1,7 @@
 """What a number of examples can show: the smallest change of a flip rate that a test finds,
 and how many examples bring a gate's bound inside its limit."""
 
-from math import ceil, inf, sqrt
+from math import ceil, sqrt
 from statistics import NormalDist
 
 from muscle.metrics.beta import incomplete_beta
@@ -76,6 +76,13 @@ def needed_examples(difference: float) -> int:
 _MOST = 10_000_000
 """Examples above which an approximation is exact enough, and the exact bound slow."""
 
+_NEVER = 1e15
+"""Nobody has so many: the same as that no number would do."""
+
+
+def _examples(n: float) -> int | None:
+    return max(1, ceil(n)) if n < _NEVER else None
+
 
 def examples_for_rate(rate: float, limit: float, confidence: float = ONE_SIDED) -> int | None:
     """The fewest examples that bring the exact upper bound of a rate down to a limit.
@@ -100,8 +107,8 @@ def examples_for_rate(rate: float, limit: float, confidence: float = ONE_SIDED) 
     # continuity: gap = z sqrt(limit (1 - limit) / n) + 1 / (2 n).
     spread = z * sqrt(limit * (1 - limit))
     root = (spread + sqrt(spread * spread + 2 * gap)) / (2 * gap)
-    about = max(1, ceil(root * root))
-    if about > _MOST:
+    about = _examples(root * root)
+    if about is None or about > _MOST:
         return about
 
     def inside(n: int) -> bool:
@@ -141,7 +148,7 @@ def examples_for_difference(
     variance = max(0.0, discordant - difference * difference)
     spread = NormalDist().inv_cdf(confidence) * sqrt(variance)
     root = (spread + sqrt(spread * spread + 4 * gap)) / (2 * gap)
-    return max(1, ceil(root * root))
+    return _examples(root * root)
 
 
 def examples_for_bound(value: float, bound: float, limit: float, n: int) -> int | None:
@@ -160,5 +167,4 @@ def examples_for_bound(value: float, bound: float, limit: float, n: int) -> int 
     room, width = limit - value, bound - value
     if room * width <= 0:
         return None
-    needed = n * (width / room) ** 2
-    return None if needed == inf else max(1, ceil(needed))
+    return _examples(n * (width / room) ** 2)
