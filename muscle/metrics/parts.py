@@ -70,7 +70,7 @@ class Part:
         if self.continuous:
             return self._gain(gain, BOUND)
         new, old = ([score == 1 for score in scores] for scores in (self.new, self.old))
-        return difference_bounds(new, old)
+        return difference_bounds(new, old).at()
 
 
 def part_of(tasks: Sequence[JoinedTask], pair: Pair) -> Part:
