@@ -4,19 +4,26 @@ Two short formulas are written out here, since importing scipy.stats or statsmod
 takes longer than a whole `muscle compare`; the tests hold them against both.
 """
 
+from collections.abc import Sequence
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
+from muscle.metrics.beta import binomial_half_tail
 from muscle.metrics.flips import FloatArray
 
 CONFIDENCE = 0.95
 DRAWS = 10_000
 SEED = 20240712  # the day MUSCLE was published; any fixed number would do
 MAX_UNDEFINED = 0.01
+_EXACT = 2000  # discordant examples up to which McNemar's p is summed in whole numbers
 _CHUNK = 1 << 20  # resampled weights held at once, so that memory stays at some MB
+_KEYS = 1 << 62
+
+Column = NDArray[Any]
+"""[n] numbers or booleans, one for each example."""
 
 
 class Interval(NamedTuple):
@@ -80,48 +87,110 @@ def mcnemar_exact(first: ArrayLike, second: ArrayLike) -> McNemar:
         raise ValueError("the two indicators must have the same shape")
     only_first, only_second = int((a & ~b).sum()), int((~a & b).sum())
     discordant, smaller = only_first + only_second, min(only_first, only_second)
-    term = tail = 1  # exact integers: C(m, i) and its running sum
-    for i in range(smaller):
-        term = term * (discordant - i) // (i + 1)
+    p = 2 * (_half_tail(smaller, discordant) if smaller < discordant else 1.0)
+    return McNemar(only_first, only_second, min(1.0, p))
+
+
+def _half_tail(k: int, m: int) -> float:
+    """P(X <= k) for X ~ Binomial(m, 1/2): in whole numbers, which are long ones beyond some
+    thousands, then by the incomplete beta function."""
+    if m > _EXACT:
+        return binomial_half_tail(k, m)
+    term = tail = 1  # C(m, i) and its running sum
+    for i in range(k):
+        term = term * (m - i) // (i + 1)
         tail += term
-    return McNemar(only_first, only_second, min(1.0, 2 * tail / 2**discordant))
+    return tail / 2**m
 
 
-def bootstrap_sums(features: FloatArray, draws: int = DRAWS, seed: int = SEED) -> FloatArray:
+def bootstrap_sums(
+    features: FloatArray | Sequence[Column], draws: int = DRAWS, seed: int = SEED
+) -> FloatArray:
     """Column sums of `features` over resampled examples (Efron 1979), all columns together.
 
     One draw takes n examples with replacement and sums every column over them; since a
     row holds all versions (and all seeds) of its example, pairs stay pairs.
 
     Args:
-        features: [n, columns], finite.
+        features: [n, columns], finite; or its columns, each [n] numbers or booleans.
         draws: the number of resamples.
         seed: of the random generator; the same one gives the same draws.
 
     Returns:
         [draws, columns].
     """
-    n, columns = features.shape
-    out = np.zeros((draws, columns))
-    if n == 0 or columns == 0:
-        return out
+    columns = list(features.T) if isinstance(features, np.ndarray) else list(features)
+    n = len(columns[0]) if columns else 0
+    if n == 0:
+        return np.zeros((draws, len(columns)))
     rng = np.random.default_rng(seed)
     # Right and wrong make few distinct rows: then how often each is drawn is one
     # multinomial number, and 10,000 draws cost milliseconds.
-    cells, counts = np.unique(features, axis=0, return_counts=True)
-    few = 10 * len(cells) <= n
-    width = len(cells) if few else n
-    step = max(1, _CHUNK // width)
+    found = distinct_rows(columns, n // 10)
+    if found is None:
+        return _resampled(np.stack(columns, axis=1).astype(np.float64), draws, rng)
+    cells, counts = found
+    out = np.empty((draws, len(columns)))
+    step = max(1, _CHUNK // len(cells))
+    for start in range(0, draws, step):
+        weights = rng.multinomial(n, counts / n, size=min(step, draws - start))
+        out[start : start + step] = weights.astype(np.float64) @ cells
+    return out
+
+
+def _resampled(features: FloatArray, draws: int, rng: np.random.Generator) -> FloatArray:
+    """`bootstrap_sums` by drawing every example, [draws, columns]."""
+    n, columns = features.shape
+    out = np.empty((draws, columns))
+    step = max(1, _CHUNK // n)
     for start in range(0, draws, step):
         size = min(step, draws - start)
-        if few:
-            weights = rng.multinomial(n, counts / n, size=size)
-        else:
-            picks = rng.integers(0, n, size=(size, n))
-            picks += np.arange(size)[:, None] * n
-            weights = np.bincount(picks.ravel(), minlength=size * n).reshape(size, n)
-        out[start : start + size] = weights.astype(np.float64) @ (cells if few else features)
+        picks = rng.integers(0, n, size=(size, n))
+        picks += np.arange(size)[:, None] * n
+        weights = np.bincount(picks.ravel(), minlength=size * n).reshape(size, n)
+        out[start : start + size] = weights.astype(np.float64) @ features
     return out
+
+
+def distinct_rows(
+    columns: Sequence[Column], most: int
+) -> tuple[FloatArray, NDArray[np.int64]] | None:
+    """The distinct rows of some columns and how often each comes, as `np.unique(axis=0)`
+    has them, but with one whole number for a row instead of a sort of whole rows.
+
+    Args:
+        columns: each [n], finite numbers or booleans.
+        most: how many distinct rows there may be.
+
+    Returns:
+        Rows [cells, columns] in lexicographic order, counts [cells]; None beyond `most`.
+    """
+    key = np.zeros(len(columns[0]), dtype=np.int64)
+    room = 1  # keys lie below it
+    for column in columns:
+        codes, kinds = _codes(column, most)
+        if kinds > most:
+            return None
+        if room > _KEYS // kinds:
+            levels, key = np.unique(key, return_inverse=True)
+            room = len(levels)
+        key = key * kinds + codes
+        room *= kinds
+    _, rows, counts = np.unique(key, return_index=True, return_counts=True)
+    if len(rows) > most:
+        return None
+    return np.stack([column[rows] for column in columns], axis=1).astype(np.float64), counts
+
+
+def _codes(column: Column, most: int) -> tuple[NDArray[np.int64], int]:
+    """A column as ranks of its values, and how many values there are."""
+    if column.dtype == np.bool_ or ((column == 0) | (column == 1)).all():
+        return column.astype(np.int64), 2
+    some = column[: 2 * most + 1]  # the many values of a graded score show at once
+    if len(np.unique(some)) > most:
+        return np.zeros(0, dtype=np.int64), most + 1
+    levels, codes = np.unique(column, return_inverse=True)
+    return codes.astype(np.int64), len(levels)
 
 
 def percentile_interval(values: FloatArray, confidence: float = CONFIDENCE) -> Interval | None:
