@@ -103,7 +103,7 @@ def rate_bounds(indicators: Sequence[BoolArray], confidence: float = BOUND) -> I
     """
     if len(indicators) == 1:
         return clopper_pearson(int(indicators[0].sum()), len(indicators[0]), confidence)
-    return mean_bounds(np.mean(indicators, axis=0, dtype=np.float64), 0.0, 1.0, confidence)
+    return mean_bounds(_over_seeds(indicators), 0.0, 1.0, confidence)
 
 
 def difference_bounds(
@@ -114,10 +114,13 @@ def difference_bounds(
     Args:
         first, second: for each seed [n].
     """
-    differences = np.mean(first, axis=0, dtype=np.float64) - np.mean(
-        second, axis=0, dtype=np.float64
-    )
-    return mean_bounds(differences, -1.0, 1.0, confidence)
+    return mean_bounds(_over_seeds(first) - _over_seeds(second), -1.0, 1.0, confidence)
+
+
+def _over_seeds(indicators: Sequence[BoolArray]) -> FloatArray:
+    """For each example the mean over seeds, [n]."""
+    total: FloatArray = np.mean(np.stack(indicators), axis=0, dtype=np.float64)
+    return total
 
 
 def relative_nfr_bounds(

@@ -1,6 +1,7 @@
 """A million examples in columns: sorted, joined and compared without an object for each."""
 
 from collections.abc import Iterator
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from muscle.metrics.flips import BoolArray
 
-Column = pa.Array | pa.ChunkedArray
+Column: TypeAlias = pa.Array | pa.ChunkedArray
 Order = NDArray[np.int64]
 
 _FITS = 1 << 31  # bytes that 32-bit offsets can address

@@ -115,7 +115,7 @@ def _task(task: JoinedTask, options: ReportOptions) -> dict[str, Any]:
     together = _block(sums, task.seeds)
     one = len(task.seeds) == 1
     by_seed = {str(s): together if one else _block(sums, (s,)) for s in task.seeds}
-    slices, note = slice_blocks(task, options.slices, options.min_slice)
+    slices, note = slice_blocks(task, options.slices, options.min_slice) if task.n else ([], None)
     return {
         "n": task.n,
         "unscored": task.unscored,
