@@ -317,13 +317,16 @@ def _say(text: str, console: Console) -> None:
 
 
 def _gate(request: Comparison, limits: "Limits", console: Console) -> int:
-    """The verdict, which the page then shows."""
+    """The verdict; `judge` puts it on the page."""
     from muscle.gate import judge, print_gate
+    from muscle.report import write_csv
 
+    write_csv(request.output)
     try:
         result = judge(request.output, limits, pair=request.pair)
-    finally:  # also without a verdict, as when a listed id is unknown
+    except UserError:  # as a listed id that is unknown: the numbers stand, without a verdict
         write_pages(request.output)
+        raise
     print_gate(result.gate, console)
     return int(result.exit_code)
 
