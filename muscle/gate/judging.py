@@ -39,6 +39,7 @@ def judge(
     pair: str | None = None,
     today: date | None = None,
     output: str | None = None,
+    pages: bool = True,
 ) -> GateResult:
     """Hold the report of a comparison against limits, and write what comes of it.
 
@@ -48,11 +49,13 @@ def judge(
         pair: "old->compat" or another; None: that one where it is, else old->new.
         today: the day waivers are held against; None: today, in UTC.
         output: where gate.json and junit.xml go; None: beside the report, whose page and
-            Markdown are then written again with the verdict.
+            Markdown are then written again with the verdict, unless `pages` says no.
 
     Raises:
         UserError: whatever a user can mend; nothing has been written then.
     """
+    if output is not None:
+        storage.check_folder("--output", output)
     path, folder = _place(report)
     content = checked(_read(path), path)
     day = today or datetime.now(UTC).date()
@@ -65,13 +68,15 @@ def judge(
         content, limits, pair=chosen, kept=kept, waivers=applied.entries, before=before, today=day
     )
     target = output or folder
-    if output is not None:
-        storage.check_folder("--output", output)
     data = json.dumps(gate, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     storage.write_bytes(storage.join(target, JUNIT), junit_xml(gate))
     storage.write_bytes(storage.join(target, GATE), data.encode("utf-8", "backslashreplace"))
-    if target == folder:
-        _show_verdict(folder)
+    here = storage.absolute(target) == storage.absolute(folder)
+    if pages and here and path.rpartition("/")[2] == REPORT:
+        from muscle.report.html import write_markdown, write_page
+
+        write_page(folder)
+        write_markdown(folder)
     return GateResult(gate["verdict"], EXIT_CODES[gate["verdict"]], gate)
 
 
@@ -157,13 +162,3 @@ def _made_again(piece: Mapping[str, Any], made: Sequence[Mapping[str, Any]]) -> 
         f"slice {one_line(slice_name(piece), 60)!r} can't be made again from {EXAMPLES}, which "
         "holds no such text: compare without --text none, or gate without this slice"
     )
-
-
-def _show_verdict(folder: str) -> None:
-    """Write the page and the Markdown again; a report.json on its own has no examples to show."""
-    if not storage.exists(storage.join(folder, EXAMPLES)):
-        return
-    from muscle.report.html import write_markdown, write_page
-
-    write_page(folder)
-    write_markdown(folder)

@@ -175,6 +175,15 @@ def test_a_gain_may_be_asked_for_or_a_loss_allowed() -> None:
     assert verdict(equal, min_gain=-0.01) == "pass"
 
 
+def test_scores_that_are_no_shares_are_shown_as_they_are() -> None:
+    block = {**task_block(*answers(90, 5, 5, 0)), "continuous": True, "metric": "bits"}
+    block["versions"] = {"old": {"score": -2.5}, "new": {"score": -2.4}}
+    block["pairs"]["old->new"] |= {"gain": 0.1, "bounds95": {"gain": [0.05, 0.15]}}
+    check = the_check(report_block(a=block), min_gain=0.02)
+    assert check["verdict"] == "pass" and check["plain"]
+    assert "gain old→new ≥ +0.020" in check["text"] and "points" not in check["text"]
+
+
 def several_seeds(block: dict[str, Any]) -> dict[str, Any]:
     block = copy.deepcopy(block)
     for entry in block["pairs"].values():

@@ -231,7 +231,8 @@ def test_flipped_must_keep_examples_are_cases_up_to_a_thousand() -> None:
 @settings(max_examples=50, deadline=None)
 @given(st.text(), st.text())
 def test_any_name_makes_well_formed_xml(task: str, name: str) -> None:
-    gate = {**NOTHING_FLIPPED, "must_keep": {"flipped": [{"task": task, "id": name, "waived": False}]}}
+    flip = {"task": task, "id": name, "waived": False}
+    gate = {**NOTHING_FLIPPED, "must_keep": {"flipped": [flip]}}
     cases = [case for case in parsed(gate).iter("testcase")]
     assert cases[-1].get("classname") is not None
 
