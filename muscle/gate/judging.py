@@ -73,7 +73,7 @@ def judge(
     storage.write_bytes(storage.join(target, GATE), data.encode("utf-8", "backslashreplace"))
     here = storage.absolute(target) == storage.absolute(folder)
     if pages and here and path.rpartition("/")[2] == REPORT:
-        from muscle.report.html import write_markdown, write_page
+        from muscle.report import write_markdown, write_page
 
         write_page(folder)
         write_markdown(folder)
