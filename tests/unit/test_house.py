@@ -14,7 +14,7 @@ ROOT = Path(muscle.__file__).parent
 # A module may import from its own layer and from layers above it in this list.
 LAYERS = [
     ["errors", "types", "__init__"],
-    ["config", "storage"],
+    ["config", "settings", "storage"],
     ["experiment", "tables", "artifacts", "side"],
     ["tasks", "metrics", "losses", "models", "teachers", "testbed"],
     ["evaluation", "training"],
