@@ -6,7 +6,7 @@ run training and evaluation (`muscle.launch` on Ray, `muscle.alone` in this proc
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from muscle.config import Experiment
 from muscle.errors import UserError
 from muscle.losses.needs import needed_teachers
 from muscle.metrics.pairing import Predictions
-from muscle.plan import Plan, Run, Step
+from muscle.plan import Again, Plan, Run, Step
 from muscle.predict import Evaluator, Predictor, Wanted, software, wanted_of
 from muscle.report import adapter_card, build_report, pick_examples, write_report
 from muscle.splits import training_split
@@ -27,11 +27,11 @@ from muscle.tables import read_predictions, write_examples, write_predictions
 from muscle.teaching import Cacher, Teaching, adapter_folder
 from muscle.training.job import OnProgress, Progress, TrainJob
 from muscle.training.settings import read_deepspeed
-from muscle.types import VERSIONS, Prediction, Version
+from muscle.types import AGAIN, VERSIONS, Prediction, Version
 
-ELSEWHERE = ("resources", "hardware", "tracking", "tuning", "storage")
-"""Settings that say where and how an experiment runs, or how better ones are searched, not
-what it is."""
+ELSEWHERE = ("resources", "hardware", "tracking", "tuning", "gate", "report", "storage")
+"""Settings that say where and how an experiment runs, how better ones are searched, how the
+report is written or what it is held against, not what the experiment is."""
 
 LIBRARIES = ("torch", "transformers", "peft", "lm_eval", "ray", "deepspeed")
 
@@ -176,9 +176,24 @@ class Pipeline:
 
     def train_job(self, key: tuple[str, str], attempt: str) -> TrainJob:
         """The job of an adapter step, by its kind and key."""
-        version, run = next(
+        found = [
             who for who, s in self.plan.adapters.items() if s is not None and (s.kind, s.key) == key
-        )
+        ]
+        if not found:
+            return self._train_again(key, attempt)
+        return self._train_job(*found[0], key, attempt)
+
+    def _train_again(self, key: tuple[str, str], attempt: str) -> TrainJob:
+        """The job of the second old, which only the noise floor needs: old's, with its seed."""
+        seed = next(again.seed for again in self.plan.again.values())
+        assert seed is not None
+        job = self._train_job("old", (seed, seed), key, attempt)
+        logs = storage.join(self.output, "curves", AGAIN)
+        return replace(job, title=f"train old again (seed {seed})", logs=logs)
+
+    def _train_job(
+        self, version: Version, run: Run, key: tuple[str, str], attempt: str
+    ) -> TrainJob:
         compat = version == "compat"
         resources = self.experiment.resources
         loss = self.experiment.compatibility if compat else None
@@ -224,7 +239,28 @@ class Pipeline:
         def name(version: Version, run: Run) -> str:
             return f"{version}-{run[0]}-{run[1]}" if several else version
 
-        return wanted_of(self.plan, name, self._adapter)
+        again = {other.predictions.key: other for other in self.plan.again.values()}
+        floor = [
+            Wanted(
+                step=step.predictions,
+                version=f"{AGAIN}-{number}",
+                task=self.plan.task,
+                queries=self.plan.queries,
+                base=self.plan.old,
+                adapter=self._adapter_again(step),
+            )
+            for number, step in enumerate(again.values())
+        ]
+        # What is another seed's old stands among the versions, and is asked once.
+        return [*wanted_of(self.plan, name, self._adapter), *floor]
+
+    def _adapter_again(self, again: Again) -> str:
+        """The directory of the second old's adapter."""
+        if again.adapter is None:
+            given = again.base.config.adapter
+            assert given is not None
+            return given
+        return self.workshop.artifact(again.adapter).path
 
     # --- the end ----------------------------------------------------------------------
 
@@ -306,8 +342,12 @@ def claim_output(experiment: Experiment, output: str) -> None:
 
 
 def numbers(experiment: Experiment) -> dict[str, Any]:
-    """What makes an experiment this one: all but where it runs."""
-    return experiment.model_dump(mode="json", exclude={*ELSEWHERE, "assumed"})
+    """What makes an experiment this one: all but where it runs.
+
+    A noise floor is no part of it: it adds numbers and changes none, so who wants one later
+    goes on in the same folder.
+    """
+    return experiment.model_dump(mode="json", exclude={*ELSEWHERE, "assumed", "noise_floor"})
 
 
 def check_output(experiment: Experiment, output: str) -> None:
