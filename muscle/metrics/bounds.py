@@ -47,7 +47,11 @@ def clopper_pearson(k: float, n: float, confidence: float = BOUND) -> Interval |
 
 
 def mean_bounds(
-    values: FloatArray, least: float, most: float, confidence: float = BOUND, seed: int = SEED
+    values: FloatArray,
+    least: float,
+    most: float,
+    confidence: float = BOUND,
+    drawn: FloatArray | None = None,
 ) -> Interval | None:
     """Bounds of the mean of a bounded variable, each with one more example at its end.
 
@@ -58,6 +62,8 @@ def mean_bounds(
     Args:
         values: [n], one for each example (a mean over seeds where there are several).
         least, most: what a value can be at the least and at the most.
+        drawn: bootstrap means, for when the values have more than `MAX_LEVELS` levels;
+            drawn here if they are needed and not given.
 
     Returns:
         None for n = 0.
@@ -68,10 +74,11 @@ def mean_bounds(
     levels, counts = np.unique(values, return_counts=True)
     tail = (1 - confidence) / 2
     if len(levels) > MAX_LEVELS:
-        found = percentile_interval(bootstrap_sums(values[:, None], seed=seed)[:, 0] / n, confidence)
+        means = bootstrap_sums([values])[:, 0] / n if drawn is None else drawn
+        found = percentile_interval(means, confidence)
         if found is not None:
             return found
-    weights, extra = _weights(counts, seed)
+    weights, extra = _weights(counts)
     sums, total = weights @ levels, weights.sum(axis=1) + extra
     low = np.quantile((sums + extra * least) / total, tail)
     high = np.quantile((sums + extra * most) / total, 1 - tail)
@@ -80,10 +87,10 @@ def mean_bounds(
     return Interval(min(float(low), mean), max(float(high), mean))
 
 
-def _weights(counts: NDArray[np.int64], seed: int) -> tuple[FloatArray, FloatArray]:
+def _weights(counts: NDArray[np.int64]) -> tuple[FloatArray, FloatArray]:
     """Gamma weights of groups of examples [draws, groups], and of one more [draws]; divided
     by their sum they are Dirichlet's."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     extra = rng.standard_exponential(DRAWS)
     return rng.standard_gamma(counts.astype(np.float64), (DRAWS, len(counts))), extra
 
@@ -96,7 +103,7 @@ def rate_bounds(indicators: Sequence[BoolArray], confidence: float = BOUND) -> I
     """
     if len(indicators) == 1:
         return clopper_pearson(int(indicators[0].sum()), len(indicators[0]), confidence)
-    return mean_bounds(np.mean(indicators, axis=0, dtype=np.float64), 0.0, 1.0, confidence)
+    return mean_bounds(_over_seeds(indicators), 0.0, 1.0, confidence)
 
 
 def difference_bounds(
@@ -107,10 +114,13 @@ def difference_bounds(
     Args:
         first, second: for each seed [n].
     """
-    differences = np.mean(first, axis=0, dtype=np.float64) - np.mean(
-        second, axis=0, dtype=np.float64
-    )
-    return mean_bounds(differences, -1.0, 1.0, confidence)
+    return mean_bounds(_over_seeds(first) - _over_seeds(second), -1.0, 1.0, confidence)
+
+
+def _over_seeds(indicators: Sequence[BoolArray]) -> FloatArray:
+    """For each example the mean over seeds, [n]."""
+    total: FloatArray = np.mean(np.stack(indicators), axis=0, dtype=np.float64)
+    return total
 
 
 def relative_nfr_bounds(
@@ -139,7 +149,7 @@ def relative_nfr_bounds(
     cells, counts = np.unique(rows, axis=0, return_counts=True)
     if len(cells) > MAX_LEVELS:
         return None
-    weights, extra = _weights(counts, SEED)
+    weights, extra = _weights(counts)
     seeds, n = len(old), weights.sum(axis=1) + extra
     tail = (1 - confidence) / 2
 
@@ -153,4 +163,3 @@ def relative_nfr_bounds(
     low = min(np.quantile(drawn(same, same, 0.0), tail) for same in (0.0, 1.0))
     high = np.quantile(drawn(1.0, 0.0, 1.0), 1 - tail)
     return Interval(float(low), float(high))
-

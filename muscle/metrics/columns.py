@@ -1,6 +1,7 @@
 """A million examples in columns: sorted, joined and compared without an object for each."""
 
 from collections.abc import Iterator
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from muscle.metrics.flips import BoolArray
 
-Column = pa.Array | pa.ChunkedArray
+Column: TypeAlias = pa.Array | pa.ChunkedArray
 Order = NDArray[np.int64]
 
 _FITS = 1 << 31  # bytes that 32-bit offsets can address
@@ -58,9 +59,7 @@ def equal_rows(
     tell, nor does one: they count as equal. [n]"""
     parts = [np.zeros(0, dtype=np.bool_)]
     if len(first_order):
-        for a, b in zip(
-            batches(first, first_order), batches(second, second_order), strict=True
-        ):
+        for a, b in zip(batches(first, first_order), batches(second, second_order), strict=True):
             same = pc.fill_null(pc.equal(a, b.cast(a.type)), True)
             parts.append(same.to_numpy(zero_copy_only=False))
     out: BoolArray = np.concatenate(parts)

@@ -6,7 +6,7 @@ takes longer than a whole `muscle compare`; the tests hold them against both.
 
 from collections.abc import Sequence
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,7 +22,7 @@ _EXACT = 2000  # discordant examples up to which McNemar's p is summed in whole 
 _CHUNK = 1 << 20  # resampled weights held at once, so that memory stays at some MB
 _KEYS = 1 << 62
 
-Column = NDArray[Any]
+Column: TypeAlias = NDArray[Any]
 """[n] numbers or booleans, one for each example."""
 
 

@@ -70,19 +70,29 @@ def task_of(predictions, **options):
 
 FIVE = ["both_right", "negative", "positive", "both_wrong_same", "both_wrong_different"]
 NAMES = ["nfr", "pfr", "nfr_mc", "relative_nfr", "btc", "nfi", "kappa", "m_g", "m_r"]
-REDUCTION = ["nfr", "nfr_relative", "relative_nfr_relative"]
-BLOCK = ["versions", "pairs", "reduction"]
+MORE = ["capa", "gain", "gain_p", "independent_nfr", "least_nfr", "replaced", "histogram"]
+BOUNDS = ["nfr", "pfr", "relative_nfr", "gain"]
+REDUCTION = ["nfr", "nfr_relative", "relative_nfr", "relative_nfr_relative", "m_g", "m_r"]
+BLOCK = ["versions", "pairs", "reduction", "noise_floor"]
+HEAD = [
+    "n", "unscored", "metric", "continuous", "common_only", "comparability", "excluded",
+    "near_ties", "chance",
+]  # fmt: skip
 
 
 def check_block(block, counts):
     assert list(block["versions"]) == ["old", "new", "compat"]
-    assert all(list(v) == ["score", "ci95"] for v in block["versions"].values())
+    assert all(list(v) == ["score", "ci95", "bounds95"] for v in block["versions"].values())
     assert list(block["pairs"]) == ["old->new", "old->compat", "new->compat"]
     for pair in block["pairs"].values():
-        assert list(pair) == [*counts, *NAMES, "ci95"] and list(pair["ci95"]) == NAMES
-        assert all(x is None or (len(x) == 2 and x[0] <= x[1]) for x in pair["ci95"].values())
-    assert list(block["reduction"]) == [*REDUCTION, "ci95", "p"]
+        assert list(pair) == [*counts, *NAMES, *MORE, "ci95", "bounds95"]
+        assert list(pair["ci95"]) == [*NAMES, "capa", "gain"] and list(pair["bounds95"]) == BOUNDS
+        for kind in ("ci95", "bounds95"):
+            for name, ends in pair[kind].items():
+                assert ends is None or ends[0] <= pair[name] <= ends[1], (kind, name)
+    assert list(block["reduction"]) == [*REDUCTION, "ci95", "bounds95", "p"]
     assert list(block["reduction"]["ci95"]) == REDUCTION
+    assert list(block["reduction"]["bounds95"]) == ["nfr"]
 
 
 @pytest.mark.parametrize("continuous", [False, True])
@@ -90,10 +100,10 @@ def check_block(block, counts):
 def test_layout(continuous, seeds):
     report = build_report(make(seeds=seeds, continuous=continuous), {"x": 1}, draws=300)
     json.dumps(report, allow_nan=False)
-    assert list(report) == ["schema", "provenance", "tasks"]
-    assert report["schema"] == "muscle.report/1" and report["provenance"] == {"x": 1}
+    assert list(report) == ["schema", "provenance", "text", "tasks", "groups"]
+    assert report["schema"] == "muscle.report/2" and report["provenance"] == {"x": 1}
     task = report["tasks"]["t"]
-    assert list(task) == ["n", "unscored", "metric", *BLOCK, "by_seed", "noise_floor"]
+    assert list(task) == [*HEAD, *BLOCK, "by_seed", "slices", "slices_note"]
     assert task["noise_floor"] is None and list(task["by_seed"]) == [str(s) for s in seeds]
     counts = [*FIVE, "equal"] if continuous else FIVE
     for block in (task, *task["by_seed"].values()):
@@ -216,10 +226,6 @@ def test_numbers_do_not_depend_on_the_order_of_rows():
     predictions = make()
     shuffled = {0: {v: rows[::-1] for v, rows in predictions[0].items()}}
     assert task_of(predictions) == task_of(shuffled)
-
-
-def test_noise_floor_is_carried():
-    assert task_of(make(), noise_floor={"t": {"nfr": 0.1}})["noise_floor"] == {"nfr": 0.1}
 
 
 def test_ten_thousand_examples_take_seconds():
