@@ -11,6 +11,10 @@ import typer
 
 from muscle.errors import UserError
 
+VERDICTS = {"gate", "compare"}
+"""Commands whose exit code is a verdict: Python's own 1 for a traceback would read "fail"."""
+OUR_FAILURE = 70
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -295,6 +299,62 @@ def compare(
     raise typer.Exit(code)
 
 
+@app.command()
+def gate(
+    report: Annotated[str, typer.Argument(help="A report.json, or the folder it is in.")],
+    max_nfr: Annotated[
+        str | None, typer.Option(metavar="SHARE", help="Negative flip rate at most: 0.02 or 2%.")
+    ] = None,
+    max_excess_nfr: Annotated[
+        str | None,
+        typer.Option(metavar="SHARE", help="NFR beyond the noise floor (two old seeds) at most."),
+    ] = None,
+    max_relative_nfr: Annotated[
+        str | None, typer.Option(metavar="SHARE", help="NFR / (acc1 (1 - acc2)) at most.")
+    ] = None,
+    min_gain: Annotated[
+        str | None, typer.Option(metavar="SHARE", help="Score gained at least; may be negative.")
+    ] = None,
+    must_keep: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Ids that may not flip, one on each line.")
+    ] = None,
+    waive: Annotated[
+        str | None, typer.Option(metavar="FILE", help="YAML: flips allowed (id, reason, until).")
+    ] = None,
+    slice_: Annotated[
+        list[str] | None,
+        typer.Option("--slice", metavar="COLUMN[=VALUE]", help="Judge these slices too."),
+    ] = None,
+    pair: Annotated[
+        str | None, typer.Option(help="'old->compat' if it is there, else 'old->new'.")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Where gate.json and junit.xml go; default: beside REPORT.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Hold a report against limits: does the update break too much?
+
+    A limit is passed when the one-sided 95 % bound is inside it, in every task alone. Exit
+    code 0: pass; 1: fail; 3: not enough evidence; 2: wrong usage; 70: our own failure.
+    """
+    from muscle.gate import judge, make_limits, print_gate
+
+    with stoppable():
+        limits = make_limits(
+            max_nfr=max_nfr,
+            max_excess_nfr=max_excess_nfr,
+            max_relative_nfr=max_relative_nfr,
+            min_gain=min_gain,
+            must_keep=must_keep,
+            waive=waive,
+            slices=slice_ or (),
+        )
+        result = judge(report, limits, pair=pair, output=output)
+        print_gate(result.gate)
+    raise typer.Exit(result.exit_code)
+
+
 @contextmanager
 def stoppable() -> Iterator[None]:
     """Ctrl-C is a way to stop, not an error."""
@@ -321,6 +381,14 @@ def main(arguments: list[str] | None = None) -> None:
         where = f"{error.filename}: " if error.filename else ""
         print(f"muscle: {where}{error.strerror or error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except Exception as error:
+        if not VERDICTS & set(arguments[:1]):
+            raise
+        if "--debug" in arguments:
+            traceback.print_exc()
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        print(f"muscle: our own failure: {what}; --debug shows the traceback", file=sys.stderr)
+        raise SystemExit(OUR_FAILURE) from None
 
 
 def job(command: str) -> None:
