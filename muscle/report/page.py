@@ -5,14 +5,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from muscle.errors import UserError
 from muscle.report import view
 from muscle.report.examples import FlipExample
 from muscle.report.text import markdown, one_line, plain
-from muscle.storage import write_bytes
+from muscle.storage import join, read_json, write_bytes
 
 if TYPE_CHECKING:
     import jinja2
 
+SCHEMA = "muscle.report/2"
 TEMPLATE = "report.md.j2"
 
 
@@ -52,6 +54,25 @@ def render_page(report: dict[str, Any], examples: Sequence[FlipExample] = ()) ->
             tasks=[task_view(name, task, examples) for name, task in report["tasks"].items()],
         )
     )
+
+
+def read_comparison(folder: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """report.json of a folder, and gate.json where limits were given.
+
+    Raises:
+        UserError: report.json is missing, broken or of another version of ours.
+    """
+    path = join(folder, "report.json")
+    report = read_json(path)
+    if not isinstance(report, dict):
+        raise UserError(f"{path}: is no whole report; write it with muscle compare")
+    if report.get("schema") != SCHEMA:
+        raise UserError(
+            f"{path}: has schema {str(report.get('schema'))[:40]!r}, but this muscle reads "
+            f"{SCHEMA!r}; compare the predictions again"
+        )
+    gate = read_json(join(folder, "gate.json"))
+    return report, gate if isinstance(gate, dict) else None
 
 
 def environment() -> "jinja2.Environment":

@@ -42,6 +42,16 @@ def plain(text: str) -> str:
     )
 
 
+def visible(text: str) -> str:
+    """Text in which what `plain` takes away is named instead: "\u202e" -> "[U+202E]".
+
+    For places where two texts are compared: a difference that nobody sees must be seen.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if plain(c) else f"[U+{ord(c):04X}]" for c in text)
+
+
 def cut(text: str, limit: int) -> str:
     """At most `limit` characters: two thirds from the start, the rest from the end.
 

@@ -39,6 +39,7 @@ MEASURES = (
     Measure("m_r", "m_r points"),
 )
 KAPPA = Measure("kappa", "κ", False, 2)
+CAPA = Measure("capa", "CAPA", False, 2)
 REDUCTIONS = (
     Measure("nfr", "ΔNFR points", bound_digits=2),
     Measure("nfr_relative", "Δ% NFR"),
@@ -55,6 +56,25 @@ COUNTS = {
 
 
 SCORE = Measure("score", "score %")
+GAIN = Measure("gain", "Δscore points")
+NOISE = Measure("nfr", "noise floor %")
+EXCESS = Measure("nfr", "beyond it, points")
+OF_SCORES = ("score", "gain", "m_g", "m_r")
+"""Measures in the unit of the score; all others are shares of examples or ratios."""
+
+
+def in_percent(block: dict[str, Any]) -> bool:
+    """Whether scores read as percentages: all lie in [0, 1]. Log-likelihoods do not."""
+    scores = [entry["score"] for entry in block["versions"].values()]
+    return all(score is None or 0 <= score <= 1 for score in scores)
+
+
+def fit(block: dict[str, Any], measure: Measure) -> Measure:
+    """The measure as this task's scores ask for: plain numbers where percent means nothing."""
+    if measure.key not in OF_SCORES or in_percent(block):
+        return measure
+    label = measure.label.removesuffix(" %").removesuffix(" points")
+    return Measure(measure.key, label, False, 3)
 
 
 def _value(measure: Measure, value: float | None, signed: bool = False) -> str:
@@ -70,8 +90,10 @@ def _interval(measure: Measure, bounds: list[float] | None, signed: bool = False
     return f"[{low}, {high}]"
 
 
-def _cell(measure: Measure, value: float | None, bounds: list[float] | None) -> str:
-    return f"{_value(measure, value)} {_interval(measure, bounds)}".rstrip()
+def _cell(
+    measure: Measure, value: float | None, bounds: list[float] | None, signed: bool = False
+) -> str:
+    return f"{_value(measure, value, signed)} {_interval(measure, bounds, signed)}".rstrip()
 
 
 def versions(task: dict[str, Any]) -> list[str]:
@@ -92,16 +114,35 @@ def arrow(pair: str) -> str:
 def score_row(task: dict[str, Any]) -> Row:
     """The scores, a cell for each version."""
     entries = [task["versions"][v] for v in versions(task)]
-    return Row(SCORE.label, tuple(_cell(SCORE, e["score"], e["ci95"]) for e in entries))
+    score = fit(task, SCORE)
+    return Row(score.label, tuple(_cell(score, e["score"], e["ci95"]) for e in entries))
 
 
 def rate_rows(task: dict[str, Any], full: bool = False) -> list[Row]:
-    """The measures, a cell for each pair; `full` adds error consistency."""
+    """The measures, a cell for each pair, and what lies beyond the noise floor if there is
+    one; `full` adds error consistency, CAPA and the change of the score."""
     entries = [task["pairs"][p] for p in pairs(task)]
+    rows = []
+    for measure in (*MEASURES, *((KAPPA, CAPA, GAIN) if full else ())):
+        m = fit(task, measure)
+        if all(m.key in e for e in entries):
+            signed = m.key == "gain"
+            cells = tuple(_cell(m, e[m.key], e["ci95"].get(m.key), signed) for e in entries)
+            rows.append(Row(m.label, cells))
+    return rows + noise_rows(task)
+
+
+def noise_rows(task: dict[str, Any]) -> list[Row]:
+    """The noise floor and what each pair has beyond it; empty without a second old."""
+    noise = task.get("noise_floor")
+    if not noise:
+        return []
+    floor = _cell(NOISE, noise["nfr"], noise["ci95"]["nfr"])
+    found = [noise["excess"].get(p) for p in pairs(task)]
+    beyond = [NOTHING if e is None else _cell(EXCESS, e["nfr"], e["ci95"]["nfr"], True) for e in found]
     return [
-        Row(m.label, tuple(_cell(m, e[m.key], e["ci95"][m.key]) for e in entries))
-        for m in (*MEASURES, KAPPA)
-        if full or m is not KAPPA
+        Row(NOISE.label, tuple(NOTHING if e is None else floor for e in found)),
+        Row(EXCESS.label, tuple(beyond)),
     ]
 
 
@@ -145,8 +186,13 @@ def heading(task: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _points(after: dict[str, Any], before: dict[str, Any]) -> str:
-    return percent(after["score"] - before["score"], 2, signed=True)
+def _change(task: dict[str, Any], before: str, after: str) -> str:
+    """How the score changed, with its name and unit: "accuracy +0.30 points"."""
+    scores = task["versions"]
+    change = scores[after]["score"] - scores[before]["score"]
+    if in_percent(task):
+        return f"{_score_name(task)} {percent(change, 2, signed=True)} points"
+    return f"{_score_name(task)} {number(change, 3, signed=True)}"
 
 
 def _score_name(task: dict[str, Any]) -> str:
@@ -157,10 +203,10 @@ def reading(task: dict[str, Any]) -> str:
     """The result in one sentence of plain words; it claims nothing the interval doesn't."""
     if not task["n"]:
         return "Nothing can be said: no example is scored in all versions."
-    scores, before = task["versions"], task["pairs"]["old->new"]
+    before = task["pairs"]["old->new"]
     if task["reduction"] is None:
         return _reading_update(task, before)
-    change = f"{_score_name(task)} {_points(scores['compat'], scores['new'])} points against new"
+    change = f"{_change(task, 'new', 'compat')} against new"
     reduction = task["reduction"]
     if before["nfr"] == 0 and reduction["nfr"] == 0:
         return f"New has no negative flips, so compat had nothing to remove; {change}."
@@ -194,8 +240,7 @@ def _reading_update(task: dict[str, Any], before: dict[str, Any]) -> str:
     verb = "Scores fell" if "equal" in before else "Answers turned from right to wrong"
     return (
         f"{verb} on {percent(before['nfr'])} % of the examples{interval} and the other way on "
-        f"{percent(before['pfr'])} %; {_score_name(task)} "
-        f"{_points(task['versions']['new'], task['versions']['old'])} points."
+        f"{percent(before['pfr'])} %; {_change(task, 'old', 'new')}."
     )
 
 
