@@ -4,9 +4,8 @@ The pipeline knows what to do and what is done; a launcher, handed in, knows how
 run training and evaluation (`muscle.launch` on Ray, `muscle.alone` in this process).
 """
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,23 +16,16 @@ from muscle.artifacts import Store, open_store
 from muscle.config import Experiment
 from muscle.errors import UserError
 from muscle.losses.needs import needed_teachers
-from muscle.metrics.pairing import Predictions
 from muscle.plan import Again, Plan, Run, Step
-from muscle.predict import Evaluator, Predictor, Wanted, software, wanted_of
-from muscle.report import adapter_card, build_report, pick_examples, write_report
+from muscle.predict import Evaluator, Predictor, Wanted, wanted_of
+from muscle.results import ELSEWHERE, Outcome, Results
 from muscle.splits import training_split
 from muscle.steps import Workshop
-from muscle.tables import read_predictions, write_examples, write_predictions
+from muscle.tables import write_examples
 from muscle.teaching import Cacher, Teaching, adapter_folder
 from muscle.training.job import OnProgress, Progress, TrainJob
 from muscle.training.settings import read_deepspeed
-from muscle.types import AGAIN, VERSIONS, Prediction, Version
-
-ELSEWHERE = ("resources", "hardware", "tracking", "tuning", "gate", "report", "storage")
-"""Settings that say where and how an experiment runs, how better ones are searched, how the
-report is written or what it is held against, not what the experiment is."""
-
-LIBRARIES = ("torch", "transformers", "peft", "lm_eval", "ray", "deepspeed")
+from muscle.types import AGAIN, Version
 
 
 class Launcher(Evaluator, Cacher, Protocol):
@@ -42,18 +34,6 @@ class Launcher(Evaluator, Cacher, Protocol):
     def train(self, jobs: Sequence[TrainJob], on_progress: OnProgress) -> None:
         """Train every job's adapter into its `output`."""
         ...
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A finished run: the report and where it is."""
-
-    report: dict[str, Any]
-    report_json: str
-    report_md: str
-    examples: list[Any]
-    errors: dict[str, int]  # why answers are unscored, the commonest first
-    notes: tuple[str, ...] = ()  # what the engines had to say
 
 
 class Pipeline:
@@ -105,7 +85,8 @@ class Pipeline:
         self.train_tasks()
         self.train_compat()
         self.predictor.run(self.wanted())
-        return self._report()
+        results = Results(self.plan, self.workshop, self.output, self._adapter, self._adapter_again)
+        return results.write(self.predictor.notes)
 
     # --- steps ------------------------------------------------------------------------
 
@@ -261,72 +242,6 @@ class Pipeline:
             assert given is not None
             return given
         return self.workshop.artifact(again.adapter).path
-
-    # --- the end ----------------------------------------------------------------------
-
-    def _report(self) -> Outcome:
-        predictions: dict[int, dict[Version, list[Prediction]]] = {}
-        for run in self.experiment.runs:
-            predictions[run[1]] = {v: self._predictions(v, run) for v in VERSIONS}
-        shown: Predictions = predictions
-        report = build_report(shown, self._provenance())
-        examples = pick_examples(predictions[self.experiment.runs[0][1]])
-        report_json = storage.join(self.output, "report.json")
-        report_md = storage.join(self.output, "report.md")
-        write_report(report, report_json, report_md, examples)
-        self._write_cards(report)
-        self.on_progress(Progress("report", 1, 1, "report"))
-        rows = (p for versions in predictions.values() for ps in versions.values() for p in ps)
-        errors = Counter(p.error for p in rows if p.error is not None)
-        unscored = dict(errors.most_common())
-        notes = self.predictor.notes
-        return Outcome(report, report_json, report_md, examples, unscored, notes)
-
-    def _predictions(self, version: Version, run: Run) -> list[Prediction]:
-        """A version's predictions; leaves them and its adapter in the output folder."""
-        step = self.plan.predictions[version, run]
-        rows = read_predictions(self.workshop.artifact(step).file("predictions.parquet"))
-        place = self._place(run)
-        write_predictions(storage.join(place, version, f"{self.plan.task.name}.parquet"), rows)
-        if self.plan.adapters[version, run] is not None:
-            adapter = Path(storage.fetch(self._adapter(version, run)))
-            storage.upload(adapter, storage.join(place, version, "adapter"))
-        return rows
-
-    def _place(self, run: Run) -> str:
-        """The folder of a run's results: one for each seed where there are several."""
-        several = len(self.experiment.runs) > 1
-        return storage.join(self.output, f"seed-{run[1]}") if several else self.output
-
-    def _write_cards(self, report: dict[str, Any]) -> None:
-        """A model card beside every compat adapter in the output folder."""
-        examples = self.workshop.artifact(self.plan.examples).notes
-        for run in self.experiment.runs:
-            card = adapter_card(report, self.plan.task.name, run[1], examples)
-            path = storage.join(self._place(run), "compat", "adapter", "README.md")
-            storage.write_bytes(path, card.encode("utf-8", "replace"))
-
-    def _provenance(self) -> dict[str, Any]:
-        """Where the numbers come from; nothing in it changes between equal runs."""
-        return {
-            **software(LIBRARIES),
-            "experiment": self.experiment.model_dump(exclude=set(ELSEWHERE)),
-            "task": {
-                "version": self.plan.task.version,
-                "filter": self.plan.task.filter,
-                "fingerprint": self.plan.queries.key,
-            },
-            "models": {
-                "old": {
-                    "model": self.experiment.old.model,
-                    "fingerprint": self.plan.old.fingerprint,
-                },
-                "new": {
-                    "model": self.experiment.new.model,
-                    "fingerprint": self.plan.new.fingerprint,
-                },
-            },
-        }
 
 
 def claim_output(experiment: Experiment, output: str) -> None:
