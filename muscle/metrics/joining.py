@@ -66,7 +66,7 @@ def align(task: str, sides: Mapping[Key, Side], common: bool) -> Aligned:
     if left_out:
         left_out = _keep_common(task, ids, orders)
     scores = {key: _scores(task, side, orders[key]) for key, side in sides.items()}
-    scored: BoolArray = np.isfinite(np.stack(list(scores.values()))).all(axis=0)
+    scored = np.asarray(np.isfinite(np.stack(list(scores.values()))).all(axis=0))
     return Aligned(ids[first], orders, scores, scored, left_out)
 
 
