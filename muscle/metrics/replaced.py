@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from muscle.metrics.choices import Column, first_match, lengths_of, values_of
+from muscle.metrics.choices import first_match, lengths_of, values_of
+from muscle.metrics.columns import Column
 from muscle.metrics.pairing import JoinedTask, Pair
 
 MOST_CHOICES = 20
