@@ -60,7 +60,7 @@ Id = Annotated[
 ]
 Slices = Annotated[
     list[str] | None,
-    typer.Option("--slice", metavar="COLUMN[=VALUE]", help="Slice by this column; repeat."),
+    typer.Option("--slice", metavar="COLUMN[=VALUE]", help="These slices too; repeat."),
 ]
 Groups = Annotated[
     list[str] | None, typer.Option(metavar="NAME=TASK,TASK", help="Tasks taken together; repeat.")
@@ -302,32 +302,14 @@ def compare(
 @app.command()
 def gate(
     report: Annotated[str, typer.Argument(help="A report.json, or the folder it is in.")],
-    max_nfr: Annotated[
-        str | None, typer.Option(metavar="SHARE", help="Negative flip rate at most: 0.02 or 2%.")
-    ] = None,
-    max_excess_nfr: Annotated[
-        str | None,
-        typer.Option(metavar="SHARE", help="NFR beyond the noise floor (two old seeds) at most."),
-    ] = None,
-    max_relative_nfr: Annotated[
-        str | None, typer.Option(metavar="SHARE", help="NFR / (acc1 (1 - acc2)) at most.")
-    ] = None,
-    min_gain: Annotated[
-        str | None, typer.Option(metavar="SHARE", help="Score gained at least; may be negative.")
-    ] = None,
-    must_keep: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Ids that may not flip, one on each line.")
-    ] = None,
-    waive: Annotated[
-        str | None, typer.Option(metavar="FILE", help="YAML: flips allowed (id, reason, until).")
-    ] = None,
-    slice_: Annotated[
-        list[str] | None,
-        typer.Option("--slice", metavar="COLUMN[=VALUE]", help="Judge these slices too."),
-    ] = None,
-    pair: Annotated[
-        str | None, typer.Option(help="'old->compat' if it is there, else 'old->new'.")
-    ] = None,
+    max_nfr: Nfr = None,
+    max_excess_nfr: Excess = None,
+    max_relative_nfr: Relative = None,
+    min_gain: Gain = None,
+    must_keep: MustKeep = None,
+    waive: Waive = None,
+    slice_: Slices = None,
+    pair: Pair = None,
     output: Annotated[
         str | None, typer.Option(help="Where gate.json and junit.xml go; default: beside REPORT.")
     ] = None,

@@ -337,5 +337,7 @@ def compare_files(**flags: Any) -> int:
         UserError: whatever a user can mend.
     """
     several = {f.name for f in dataclasses.fields(Comparison) if isinstance(f.default, tuple)}
-    given = {name: tuple(v) if name in several else v for name, v in flags.items() if v is not None}
+    given: dict[str, Any] = {
+        name: tuple(v) if name in several else v for name, v in flags.items() if v is not None
+    }
     return compare(Comparison(**given), Console())

@@ -93,9 +93,7 @@ def common_name(paths: Paths) -> str:
     return stems.pop() if len(stems) == 1 else Asked().unnamed
 
 
-def known_groups(
-    opened: Mapping[int, Mapping[str, Mapping[str, Side]]],
-) -> dict[str, tuple[str, ...]]:
+def known_groups(opened: Opened) -> dict[str, tuple[str, ...]]:
     """Groups of at least two tasks that the files themselves speak of."""
     found: dict[str, list[str]] = {}
     for task, side in sorted(next(iter(opened.values()))["old"].items()):
