@@ -150,7 +150,7 @@ def needed(limit: str, delta: float, found: Found) -> int | None:
 def _checks(
     report: Mapping[str, Any], limits: Limits, pair: str, before: Mapping[str, Any] | None
 ) -> Iterator[Check]:
-    cut = {name: _slices(task, limits.slices) for name, task in report["tasks"].items()}
+    cut = {name: wanted_slices(task, limits.slices) for name, task in report["tasks"].items()}
     _refuse_unknown(report, limits.slices, cut)
     for name, task in report["tasks"].items():
         of = f"task {one_line(name, 60)!r}"
@@ -229,17 +229,12 @@ def _check(
     )  # fmt: skip
 
 
-def _slices(task: Mapping[str, Any], asked: Sequence[str]) -> list[Mapping[str, Any]]:
-    """The slices of a task that were asked for, each once. A small one is judged only when
-    it is asked for by its value: with a whole column it would never let anything pass."""
+def wanted_slices(task: Mapping[str, Any], asked: Sequence[str]) -> list[Mapping[str, Any]]:
+    """The slices of a task that were asked for, each once, a pool of rare values included."""
     return [
         piece
         for piece in task.get("slices") or []
-        if any(
-            text == words.slice_name(_where(piece))
-            or (text == piece["column"] and not piece.get("small"))
-            for text in asked
-        )
+        if piece["column"] in asked or words.slice_name(_where(piece)) in asked
     ]
 
 
@@ -271,18 +266,8 @@ def _notes(report: Mapping[str, Any], limits: Limits) -> Iterator[str]:
         names = " and ".join(name.replace("_", "-") for name in left)
         yield f"{names}: for whole tasks, not for slices"
     for name, task in report["tasks"].items():
-        small = [
-            piece
-            for piece in task.get("slices") or []
-            if piece.get("small")
-            and piece["column"] in limits.slices
-            and words.slice_name(_where(piece)) not in limits.slices
-        ]
-        if small:
-            yield (
-                f"{one_line(name, 60)}: {len(small)} slices with too few examples were not "
-                f"judged (the largest has {max(int(p['n']) for p in small)})"
-            )
+        if limits.slices and task.get("slices_note"):
+            yield f"{one_line(name, 60)}, slices: {one_line(task['slices_note'], 300)}"
 
 
 def _keep_checks(kept: Kept) -> Iterator[Check]:
