@@ -23,7 +23,7 @@ SERIES = {
     "noise floor": ("x", "#6B6F76", "#A6ACB5"),
 }
 INK = {"light": ("#1b1d21", "#5b616a", "#dcdfe4"), "dark": ("#e9eaed", "#a3a9b3", "#363a42")}
-WIDTHS = {"wide": 7.6, "narrow": 3.45}
+WIDTHS = {"wide": 5.5, "narrow": 3.3}
 ROWS = 40
 """Groups in one plot; more go to the next."""
 
@@ -145,11 +145,12 @@ def _dots(axes: Any, groups: list[tuple[str, list[Dot]]], step: float, width: st
     ink = INK["light"][0]
     place = 0.0
     for label, dots in groups:
-        axes.text(
-            0.0,
-            place + 0.19,
-            cut(plain(label).replace("\n", " "), 44 if width == "narrow" else 90),
-            transform=axes.get_yaxis_transform(),
+        axes.annotate(
+            cut(plain(label).replace("\n", " "), 40 if width == "narrow" else 70),
+            (0.0, place + 0.19),
+            xycoords=axes.get_yaxis_transform(),
+            xytext=(5, 0),  # clear of the line at 0
+            textcoords="offset points",
             color=ink,
             fontsize=9.5,
             fontweight="bold",

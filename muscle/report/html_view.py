@@ -62,11 +62,13 @@ def page_view(report: Mapping[str, Any], gate: Mapping[str, Any] | None) -> dict
     return {
         "verdict": verdict_view(report, gate),
         "tasks": tasks,
+        "notes": _notes(report),
         "open": len(tasks) <= MANY,
         "overview": _overview(report),
         "charts": charts(report),
         "changes": any("compat" in t["versions"] for t in report["tasks"].values()),
         "groups": [_group(name, group) for name, group in report.get("groups", {}).items()],
+        "group_columns": group_columns(report),
         "command": provenance.get("command"),
         "provenance": [row for row in flat(provenance) if row[0] != "command"],
         "schema": report["schema"],
@@ -82,6 +84,9 @@ def verdict_view(report: Mapping[str, Any], gate: Mapping[str, Any] | None) -> d
     readings = [(name, view.reading(task)) for name, task in sorted(report["tasks"].items())]
     if gate is None:
         return {"kind": "none", "symbol": "○", "word": "No limit was set", "readings": readings}
+    if is_stale(report, gate):
+        return {"kind": "stale", "symbol": "!", "word": "Limits to be judged again",
+                "readings": readings}  # fmt: skip
     symbol, word = WORDS[gate["verdict"]]
     order = {"fail": 0, "not enough evidence": 1, "pass": 2}
     checks = sorted(gate.get("checks", []), key=lambda c: order[c["verdict"]])
@@ -95,35 +100,64 @@ def verdict_view(report: Mapping[str, Any], gate: Mapping[str, Any] | None) -> d
         "checks": [_check(report, check) for check in checks],
         "must_keep": gate.get("must_keep"),
         "waivers": gate.get("waivers") or [],
+        "notes": gate.get("notes") or [],
     }
 
 
-def _check(report: Mapping[str, Any], check: Mapping[str, Any]) -> dict[str, Any]:
-    task = report["tasks"].get(check["task"])
-    points = check["limit"] != "max_relative_nfr" and not (
-        check["limit"] == "min_gain" and task is not None and not view.in_percent(task)
-    )
-    signed = check["limit"] in ("min_gain", "max_excess_nfr")
+def is_stale(report: Mapping[str, Any], gate: Mapping[str, Any]) -> bool:
+    """Whether a gate's numbers are not those of this report: limits judged on another one."""
+    keys = {"max_nfr": "nfr", "max_relative_nfr": "relative_nfr", "min_gain": "gain"}
+    for check in gate.get("checks") or []:
+        task = report["tasks"].get(check["task"])
+        if task is None:
+            return True
+        if check.get("slice") or check["limit"] not in keys:
+            continue
+        unwaived = check.get("unwaived")
+        judged = check["value"] if unwaived is None else unwaived
+        found = task["pairs"].get(gate["pair"], {}).get(keys[check["limit"]])
+        if (judged is None) != (found is None) or abs((judged or 0.0) - (found or 0.0)) > 1e-9:
+            return True
+    return False
 
-    def show(value: float | None) -> str:
+
+def _check(report: Mapping[str, Any], check: Mapping[str, Any]) -> dict[str, Any]:
+    task = report["tasks"][check["task"]]
+    limit = check["limit"]
+    counts = limit == "must_keep"
+    points = limit != "max_relative_nfr" and not counts
+    if limit == "min_gain":
+        points = view.in_percent(task)
+    signed = limit in ("min_gain", "max_excess_nfr")
+    unit = " points" if signed else " %"
+
+    def show(value: float | None, unit: str = unit) -> str:
+        if counts:
+            return NOTHING if value is None else f"{value:.0f}"
         text = (percent if points else number)(value, 2 if points else 3, signed)
-        return text if value is None or not points else f"{text} %"
+        return text if value is None or not points else f"{text}{unit}"
 
     symbol, word = WORDS[check["verdict"]]
-    part = check.get("slice")
+    part, known = check.get("slice"), check["lower"] is not None and check["upper"] is not None
+    unwaived, needed = check.get("unwaived"), check.get("needed_n")
+    more = []
+    if unwaived is not None and unwaived != check["value"]:
+        more.append(f"{show(unwaived)} with waived flips")
+    if check["value"] is None:
+        more.append(check.get("text") or "")
+    elif check["verdict"] == "not enough evidence" and known:
+        more.append(f"about n = {needed:,} would decide" if needed else "no n would decide")
     return {
         "kind": check["verdict"].replace(" ", "-"),
         "symbol": symbol,
         "word": word,
         "task": check["task"],
         "slice": f"{part['column']} = {part['value']}" if part else "",
-        "limit": LIMITS.get(check["limit"], check["limit"]),
-        "delta": show(check["delta"]) if isinstance(check["delta"], int | float) else "",
-        "value": show(check["value"]),
-        "bounds": f"{show(check['lower'])} to {show(check['upper'])}",
+        "limit": LIMITS.get(limit, limit) + ("" if counts else f" {show(check['delta'])}"),
+        "value": show(check["value"]) + (" flipped" if counts else ""),
+        "bounds": f"{show(check['lower'], '')} to {show(check['upper'])}" if known else NOTHING,
         "n": check["n"],
-        "needed": check.get("needed_n"),
-        "text": check.get("text") or "",
+        "more": "; ".join(more),
     }
 
 
@@ -141,7 +175,6 @@ def _task(index: int, name: str, task: Mapping[str, Any]) -> dict[str, Any]:
         "versions": view.versions(block),
         "pairs": [(p, view.arrow(p)) for p in pairs],
         "headline": headline(block),
-        "notes": [_note(note) for note in task.get("comparability") or []],
         "excluded": excluded_lines(block),
         "measures": view.rate_rows(block, full=True),
         "score": view.score_row(block),
@@ -173,22 +206,20 @@ def headline(task: dict[str, Any]) -> list[tuple[str, str, list[Figure]]]:
     rows = [
         (f"Score{unit}", f"mean {task['metric']}",
          [figure(s["score"], s["ci95"], in_percent=points) for s in scores]),
-        ("Change" + (", points" if points else ""), "score less old's", row("gain", points, True)),
-        ("Negative flips, NFR %", "worse than old, of all examples", row("nfr")),
-        ("Positive flips, PFR %", "better than old, of all examples", row("pfr")),
-        ("Relative NFR", "1: as many as if errors had nothing to do with old's",
-         row("relative_nfr", False)),
+        ("Change" + (", points" if points else ""), "against old", row("gain", points, True)),
+        ("NFR %", "negative flips: worse than old", row("nfr")),
+        ("PFR %", "positive flips: better than old", row("pfr")),
+        ("Relative NFR", "1: errors unrelated to old's", row("relative_nfr", False)),
     ]  # fmt: skip
     noise = task.get("noise_floor")
     if noise:
         floor = figure(noise["nfr"], noise["ci95"]["nfr"])
-        rows.append(("Noise floor, NFR %", "old against old trained again",
-                     [floor, *(DASH for _ in versions[1:])]))  # fmt: skip
+        rows.append(("Noise floor %", "NFR of old trained again", [floor, *(BLANK for _ in versions[1:])]))
         found = [noise["excess"].get(f"old->{v}") for v in versions]
         beyond = [
             BLANK if e is None else figure(e["nfr"], e["ci95"]["nfr"], signed=True) for e in found
         ]
-        rows.append(("Beyond the noise floor, points", "NFR less the noise floor", beyond))
+        rows.append(("Beyond it, points", "NFR less the noise floor", beyond))
     return [row for row in rows if any(f not in (BLANK, DASH) for f in row[2])]
 
 
@@ -216,9 +247,24 @@ def _tests(task: dict[str, Any]) -> list[str]:
     return said
 
 
-def _note(note: Mapping[str, Any]) -> dict[str, Any]:
-    values = [(v, str(value)) for v, value in (note.get("values") or {}).items()]
-    return {"what": note["what"], "values": values, "note": note.get("note") or ""}
+def _notes(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What was not alike in the inputs; said once where it holds for several tasks."""
+    found: dict[tuple[Any, ...], list[str]] = {}
+    for name, task in sorted(report["tasks"].items()):
+        for note in task.get("comparability") or []:
+            values = tuple((v, str(value)) for v, value in (note.get("values") or {}).items())
+            found.setdefault((note["what"], values, note.get("note") or ""), []).append(name)
+    every = len(report["tasks"])
+    return [
+        {
+            "what": what,
+            "parts": values,
+            "note": note,
+            "where": "" if len(names) == every else f"{', '.join(names[:5])}"
+            + (f" and {len(names) - 5} more tasks" if len(names) > 5 else ""),
+        }
+        for (what, values, note), names in found.items()
+    ]
 
 
 def excluded_lines(task: Mapping[str, Any]) -> list[str]:
@@ -230,28 +276,42 @@ def excluded_lines(task: Mapping[str, Any]) -> list[str]:
         )
     if task.get("common_only"):
         lines.append(f"{task['common_only']} examples are not in all inputs and left out.")
+    said: dict[str, list[str]] = {}
+    cut: dict[str, list[str]] = {}
     for version, found in (task.get("excluded") or {}).items():
-        if found["unscored"]:
-            reasons = "; ".join(f"{k} × {reason}" for reason, k in found["reasons"].items())
-            lines.append(f"{version}: {found['unscored']} unscored" + (f" ({reasons})" if reasons else ""))
-        cut = {what: k for what, k in (found.get("truncated") or {}).items() if k}
-        if cut:
-            parts = ", ".join(f"{what} {k}" for what, k in cut.items())
-            lines.append(f"{version}: did not fit and was cut, but scored: {parts}")
-    ties = task.get("near_ties")
-    if ties and any(ties["versions"].values()):
-        counts = ", ".join(f"{v} {k}" for v, k in ties["versions"].items())
-        lines.append(
-            "Near ties, decided by less than numeric noise "
-            f"(a relative gap below {ties['tolerance']:g}): {counts}."
-        )
-        lines += [
-            f"{view.arrow(p)}: {e['negative']} of the negative flips are near ties"
-            + (f"; NFR without them {percent(e['nfr_without'])} %." if e.get("nfr_without") is not None else ".")
-            for p, e in ties["pairs"].items()
-            if e["negative"]
-        ]  # fmt: skip
-    return lines
+        for reason, k in found["reasons"].items() if found["unscored"] else ():
+            said.setdefault(reason, []).append(f"{_named(version)} {k}")
+        for what, k in (found.get("truncated") or {}).items():
+            if k:
+                cut.setdefault(what, []).append(f"{_named(version)} {k}")
+    lines += [f"Unscored, {', '.join(counts)}: {reason}" for reason, counts in said.items()]
+    lines += [
+        f"The {what} did not fit and was cut, and yet is scored: {', '.join(counts)}."
+        for what, counts in cut.items()
+    ]
+    return lines + _tie_lines(task.get("near_ties"))
+
+
+def _named(version: str) -> str:
+    return "old trained again" if version == "again" else version
+
+
+def _tie_lines(ties: Mapping[str, Any] | None) -> list[str]:
+    if not ties or not any(ties["versions"].values()):
+        return []
+    counts = ", ".join(f"{_named(v)} {k}" for v, k in ties["versions"].items() if k is not None)
+    flips = "; ".join(
+        f"{view.arrow(p)} {e['negative']}"
+        + ("" if e["nfr_without"] is None else f" (NFR without near ties {percent(e['nfr_without'])} %)")
+        for p, e in ties["pairs"].items()
+        if e["negative"]
+    )
+    lines = [
+        "Near ties, where numeric noise may have decided "
+        f"(the two best choices are closer than {ties['tolerance']:.1e} of their size): {counts}."
+    ]
+    lines += [f"Negative flips among them: {flips}."] if flips else []
+    return lines + ([f"Near ties: {ties['note']}."] if ties.get("note") else [])
 
 
 def _seeds(task: dict[str, Any]) -> list[dict[str, Any]]:
@@ -286,9 +346,9 @@ def _overview(report: Mapping[str, Any]) -> dict[str, Any]:
             for e in found
         ]  # fmt: skip
         rows.append({"index": i, "name": name, "metric": task["metric"], "n": task["n"], "cells": cells})
-    columns = [f"score, {v}" for v in versions]
-    columns += [f"NFR %, {view.arrow(p)}" for p in pairs]
-    columns += [f"relative NFR, {view.arrow(p)}" for p in pairs]
+    columns = [("score", v) for v in versions]
+    columns += [("NFR %", view.arrow(p)) for p in pairs]
+    columns += [("relative NFR", view.arrow(p)) for p in pairs]
     return {"columns": columns, "rows": rows}
 
 
@@ -330,11 +390,16 @@ def _histogram(pair: str, entry: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     edges, counts = found["edges"], found["counts"]
     low, span = edges[0], (edges[-1] - edges[0]) or 1.0
-    most = max(counts)
+    shown = [c for c, a, b in zip(counts, edges, edges[1:], strict=False) if b - a >= span / 1000]
+    most = max(shown, default=0) or 1
     bars = []
+    equal = 0
     for left, right, count in zip(edges, edges[1:], counts, strict=False):
+        if left < 0 < right and right - left < span / 1000:
+            equal = count  # the bin of D = 0 alone has no width to show
+            continue
         middle = (left + right) / 2
-        kind = "equal" if left < 0 < right else "negative" if middle < 0 else "positive"
+        kind = "negative" if middle < 0 else "positive"
         place, width = 100 * (left - low) / span, 100 * (right - left) / span
         height = 40 * count / most
         bars.append(
@@ -357,6 +422,7 @@ def _histogram(pair: str, entry: Mapping[str, Any]) -> dict[str, Any] | None:
         "most": most,
         "negative": entry.get("negative"),
         "positive": entry.get("positive"),
+        "equal": equal,
     }
 
 
@@ -389,12 +455,12 @@ def _slices(task: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def slice_columns(task: Mapping[str, Any]) -> list[str]:
-    """The heads of the slices' table."""
+def slice_columns(task: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The heads of the slices' table: what, of which version or pair."""
     pairs = [view.arrow(p) for p in view.PAIRS[:2] if p in task["pairs"]]
-    columns = [f"score, {v}" for v in VERSIONS if v in task["versions"]]
+    columns = [("score", v) for v in VERSIONS if v in task["versions"]]
     for pair in pairs:
-        columns += [f"NFR %, {pair}", f"p (Holm), {pair}"]
+        columns += [("NFR %", pair), ("p, Holm", pair)]
     return columns
 
 
@@ -423,21 +489,33 @@ def _replaced(pair: str, entry: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _group(name: str, group: Mapping[str, Any]) -> dict[str, Any]:
-    pairs = [p for p in view.PAIRS if p in group["pairs"]]
-    points = all(
-        v["score"] is None or 0 <= v["score"] <= 1 for v in group["versions"].values()
-    )
+    pooled = group.get("pooled")
+
+    def of(entry: Mapping[str, Any], key: str, bounds: list[float] | None) -> Figure:
+        """The pooled number, else the mean over tasks, named as such."""
+        if entry.get(key) is not None:
+            return figure(entry[key], bounds)
+        mean = figure(entry.get(f"mean_{key}"))
+        return mean._replace(interval="mean of tasks") if mean is not DASH else DASH
+
     return {
         "name": name,
         "tasks": group["tasks"],
-        "n": group["n"],
+        "n": pooled["n"] if pooled else group["n"],
         "note": group.get("note") or "",
-        "versions": [
-            (v, figure(e["score"], e.get("ci95"), in_percent=points))
-            for v, e in group["versions"].items()
-        ],
-        "pairs": [
-            (view.arrow(p), figure(group["pairs"][p].get("nfr"), (group["pairs"][p].get("ci95") or {}).get("nfr")))
-            for p in pairs
+        "scores": [of(e, "score", e.get("ci95")) for e in group["versions"].values()],
+        "flips": [
+            of(group["pairs"][p], "nfr", (group["pairs"][p].get("ci95") or {}).get("nfr"))
+            for p in view.PAIRS
+            if p in group["pairs"]
         ],
     }
+
+
+def group_columns(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The heads of the groups' table."""
+    first = next(iter((report.get("groups") or {}).values()), None)
+    if first is None:
+        return []
+    columns = [("score %", v) for v in first["versions"]]
+    return columns + [("NFR %", view.arrow(p)) for p in view.PAIRS if p in first["pairs"]]

@@ -82,11 +82,20 @@ function fieldButtons(row) {
 }
 
 function marginLine(row) {
-  const margin = row[AT.margin];
-  if (margin === null) return null;
-  if (taskOf(row).continuous) return make("p", { class: "muted" }, `The score moved by ${number(taskOf(row).percent ? 100 * margin : margin, 2)}${taskOf(row).percent ? " points" : ""}, old → new.`);
-  if (margin <= 0) return null;
-  return make("p", { class: "muted" }, `Margin: new prefers its answer to the right one by ${number(margin, 3)} nats.`);
+  const task = taskOf(row), said = [];
+  data.pairs.forEach((pair, i) => {
+    const [before, after] = pair.split("->");
+    if (before !== "old" || after === "again") return;
+    const margin = marginOf(row, i);
+    if (margin === null) return;
+    if (task.continuous) {
+      const change = part(row, after, "score") - part(row, before, "score");
+      said.push(`${arrow(pair)} ${change > 0 ? "+" : ""}${number(task.percent ? 100 * change : change, task.percent ? 2 : 3)}`);
+    } else if (margin > 0) said.push(`${after} prefers its answer to the right one by ${number(margin, 3)} nats`);
+  });
+  if (!said.length) return null;
+  const title = task.continuous ? `Change of the score${task.percent ? ", points" : ""}: ` : "Margin: ";
+  return make("p", { class: "muted" }, title + said.join("; ") + ".");
 }
 
 function showDetail(row) {

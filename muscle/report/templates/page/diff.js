@@ -33,7 +33,7 @@ function changedWords(before, after) {
   }
   for (let k = endB; k < b.length; k++) { add("same", b[k]); common += b[k].trim() ? 1 : 0; }
   const words = Math.max(a.filter((w) => w.trim()).length, b.filter((w) => w.trim()).length);
-  return words && common / words < 0.25 ? null : parts;
+  return words && common / words < 0.4 ? null : parts;
 }
 
 // Characters that nobody sees (terminal codes, text direction, zero width) are named.

@@ -60,7 +60,7 @@ function snippet(row) {
 
 function line(i, place) {
   const row = data.rows[i];
-  const by = state.sort === "margin" ? `margin ${number(row[AT.margin], 2)}` : null;
+  const by = state.sort === "margin" ? `margin ${number(marginOf(row, pairNumber()), 2)}` : null;
   const where = facts.tasks.length > 1 && !state.task ? taskOf(row).name + " · " : "";
   return make("li", { role: "option", id: "row" + place, "data-at": place, "aria-selected": place === chosen ? "true" : "false" },
     make("span", { class: "id" }, seen(where + row[AT.id])), mark(row),

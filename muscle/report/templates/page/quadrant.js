@@ -20,13 +20,13 @@ function quadrants(box) {
       seeds.length < 2 ? null : make("div", { class: "switch", role: "group", "aria-label": "Seed" }, "seed ", ...press(seeds, seed, (s) => s, (s) => { seed = s; })),
     ];
     if (task.continuous) {
-      parts.push(make("div", { class: "quad three" }, one("negative", "▼ Worse"), one("equal", "＝ Equal"), one("positive", "▲ Better")));
+      parts.push(make("div", { class: "quad three" }, one("negative", "▼ Worse"), one("equal", "= Equal"), one("positive", "▲ Better")));
     } else {
       const apart = counts.both_wrong_same !== null && counts.both_wrong_same !== undefined;
       const known = [counts.both_right, counts.negative, counts.positive];
       const wrong = known.includes(null) ? null : task.n - known.reduce((a, b) => a + b, 0);
       const both = apart
-        ? make("div", { class: "half" }, one("both_wrong_same", "✗✗ Same wrong answer"), one("both_wrong_different", "✗✗ Another wrong answer"))
+        ? make("div", { class: "half" }, one("both_wrong_same", "✗✗ Same answer"), one("both_wrong_different", "✗✗ Other answer"))
         : field("both_wrong", "✗✗ Both wrong", wrong, task.n, go("both_wrong"));
       parts.push(make("div", { class: "quad" },
         make("span", {}), make("span", { class: "axis" }, `${after} right`), make("span", { class: "axis" }, `${after} wrong`),

@@ -62,6 +62,21 @@ function difference(row) {
   return a === null || b === null ? Infinity : b - a;
 }
 
+// How sure the later version of a pair is of its answer against the right one, in nats;
+// how far a graded score moved. The table has it for old and new; for others it follows.
+function marginOf(row, pair) {
+  const [before, after] = data.pairs[pair].split("->");
+  if (taskOf(row).continuous) {
+    const a = part(row, before, "score"), b = part(row, after, "score");
+    return a === null || b === null ? null : Math.abs(b - a);
+  }
+  if (data.pairs[pair] === "old->new" && row[AT.margin] !== null) return row[AT.margin];
+  const likely = part(row, after, "loglikelihoods"), said = part(row, after, "answer"), gold = row[AT.gold];
+  if (likely === null || typeof said !== "number" || typeof gold !== "number") return null;
+  const gap = likely[said] - likely[gold];
+  return likely[said] === null || likely[gold] === null || !Number.isFinite(gap) ? null : gap;
+}
+
 function filter() {
   const pair = pairNumber();
   const field = data.fields.findIndex(([name]) => name === state.field);
@@ -77,8 +92,8 @@ function filter() {
     found.push(i);
   }
   if (state.sort === "margin") {
-    const margin = (i) => (data.rows[i][AT.margin] === null ? -Infinity : data.rows[i][AT.margin]);
-    found.sort((i, j) => margin(j) - margin(i) || i - j);
+    const values = new Map(found.map((i) => [i, marginOf(data.rows[i], pair) ?? -1e300]));
+    found.sort((i, j) => values.get(j) - values.get(i) || i - j);
   } else if (state.sort === "difference") {
     const values = new Map(found.map((i) => [i, difference(data.rows[i])]));
     found.sort((i, j) => (values.get(i) === values.get(j) ? i - j : values.get(i) - values.get(j)));

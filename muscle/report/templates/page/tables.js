@@ -3,8 +3,7 @@ function sortable(table) {
   const heads = [...table.tHead.rows[0].cells];
   const rows = [...table.tBodies[0].rows];
   heads.forEach((head, column) => {
-    const text = head.textContent;
-    const button = make("button", { type: "button" }, text);
+    const button = make("button", { type: "button" }, ...head.childNodes);
     head.replaceChildren(button);
     button.addEventListener("click", () => {
       const falling = head.getAttribute("aria-sort") === "descending";
@@ -32,7 +31,9 @@ function linkSlices(table) {
     const { column, value } = head.dataset;
     const field = data.fields.find(([name]) => name === column);
     if (!field || !field[1].includes(value)) continue;
-    head.append(" ", make("button", { type: "button", class: "plainbutton", "aria-label": `Show the flips of ${seen(column)} = ${seen(value)}`, click: () => browse({ task: task.name, pair: "old->new", outcome: "negative", field: column, value }) }, "show"));
+    head.querySelector(".value").replaceChildren(make("button", { type: "button", class: "link",
+      "aria-label": `Show the negative flips of ${seen(column)} = ${seen(value)}`,
+      click: () => browse({ task: task.name, pair: "old->new", outcome: "negative", field: column, value }) }, seen(value)));
   }
 }
 
