@@ -13,7 +13,7 @@ _RATES = ("nfr", "pfr", "gain")
 NOTHING: dict[str, Any] = {
     **dict.fromkeys(("negative", "positive", *_RATES)),
     "ci95": dict.fromkeys(_RATES),
-    "bounds95": dict.fromkeys(_RATES),
+    "bounds95": dict.fromkeys(("nfr", "gain")),
 }
 """The pooled numbers of a pair where nothing is pooled."""
 
@@ -34,7 +34,7 @@ def group_blocks(
         "versions": {v: {"score", "ci95": pooled over examples, "mean_score": unweighted
             mean over all tasks of the group}},
         "pairs": {P: {"negative", "positive", "nfr", "pfr", "gain",
-            "ci95": {"nfr", "pfr", "gain"}, "bounds95": {"nfr", "pfr", "gain"}: pooled over
+            "ci95": {"nfr", "pfr", "gain"}, "bounds95": {"nfr", "gain"}: pooled over
             examples, "mean_nfr", "mean_pfr": unweighted means over all tasks}},
         "note": what is not pooled and why, or None}
         Pooled numbers are None where nothing is pooled. With several seeds rates are means

@@ -37,7 +37,8 @@ class Part:
 
         Returns:
             {"negative", "positive", "nfr", "pfr", "gain": the change of the mean score,
-            "ci95" and "bounds95" (one-sided 95 %, [lower, upper]): {"nfr", "pfr", "gain"}}.
+            "ci95": {"nfr", "pfr", "gain"}, "bounds95" (one-sided 95 %, [lower, upper]):
+            {"nfr", "gain"}}.
             The bounds follow the rule of `muscle.metrics.bounds`, as a whole task's do; for
             a graded score the normal approximation serves, as parts are many and none small.
         """
@@ -57,7 +58,6 @@ class Part:
             },
             "bounds95": {
                 "nfr": as_list(rate_bounds(self.worse)),
-                "pfr": as_list(rate_bounds(self.better)),
                 "gain": as_list(self._gain_bounds(gain)),
             },
         }
@@ -70,7 +70,7 @@ class Part:
         if self.continuous:
             return self._gain(gain, BOUND)
         new, old = ([score == 1 for score in scores] for scores in (self.new, self.old))
-        return difference_bounds(new, old)
+        return difference_bounds(new, old).at()
 
 
 def part_of(tasks: Sequence[JoinedTask], pair: Pair) -> Part:

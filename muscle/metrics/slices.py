@@ -83,8 +83,9 @@ class _Slices:
 
     def blocks(self, column: SliceColumn, pooled: bool) -> list[Block]:
         """The slices of one column that have an example; `p_holm` is still to come."""
-        order = np.argsort(column.codes, kind="stable")
-        ends = np.searchsorted(column.codes[order], np.arange(len(column.labels) + 1))
+        codes = column.codes.astype(np.int16)  # few labels; 16 bits are sorted by counting
+        order = np.argsort(codes, kind="stable")
+        ends = np.searchsorted(codes[order], np.arange(len(column.labels) + 1))
         blocks = []
         for i, label in enumerate(column.labels):
             rows = order[ends[i] : ends[i + 1]]

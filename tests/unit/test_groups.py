@@ -74,7 +74,7 @@ def test_nothing_to_pool(kinds, note):
     assert block["pooled"] is None and re.search(note, block["note"])
     pair = block["pairs"]["old->new"]
     assert pair["nfr"] is pair["negative"] is pair["ci95"]["nfr"] is None
-    assert pair["bounds95"] == {"nfr": None, "pfr": None, "gain": None}
+    assert pair["bounds95"] == {"nfr": None, "gain": None}
     assert pair["mean_nfr"] is not None and block["versions"]["old"]["score"] is None
 
 
