@@ -2,8 +2,10 @@
 
 from muscle.report.build import build_report
 from muscle.report.card import adapter_card
+from muscle.report.csv_files import write_csv
 from muscle.report.examples import FlipExample, pick_examples
-from muscle.report.page import write_report
+from muscle.report.html import write_page
+from muscle.report.page import write_markdown, write_report
 from muscle.report.scores import print_scores
 from muscle.report.table import print_examples, print_table
 
@@ -15,5 +17,8 @@ __all__ = [
     "print_examples",
     "print_scores",
     "print_table",
+    "write_csv",
+    "write_markdown",
+    "write_page",
     "write_report",
 ]

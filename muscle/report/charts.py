@@ -114,7 +114,9 @@ def _svg(
     series = list(dict.fromkeys(d.series for _, dots in groups for d in dots))
     step = 0.20
     lines = sum(len(dots) * step + 0.46 for _, dots in groups)
-    inches = (WIDTHS[width], lines + 1.0)
+    across = 2 if width == "narrow" and len(series) > 3 else len(series)
+    head = 0.2 + 0.2 * -(-len(series) // across)
+    inches = (WIDTHS[width], lines + head + 0.6)
     settings: dict[str, Any] = {
         # Text stays text: the reader's own fonts draw it, in any script.
         "svg.fonttype": "none",
@@ -129,13 +131,13 @@ def _svg(
         figure.subplots_adjust(
             left=0.14 / inches[0],
             right=1 - 0.22 / inches[0],
-            top=1 - 0.40 / inches[1],
+            top=1 - head / inches[1],
             bottom=0.58 / inches[1],
         )
         axes = figure.add_subplot()
         _dots(axes, groups, step, width)
         _dress(axes, plot, lines)
-        _legend(figure, series)
+        _legend(figure, series, across)
         out = io.BytesIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     return out.getvalue(), (round(inches[0] * 96), round(inches[1] * 96))
@@ -161,8 +163,12 @@ def _dots(axes: Any, groups: list[tuple[str, list[Dot]]], step: float, width: st
             marker, colour, _ = SERIES[dot.series]
             if dot.bounds is not None:
                 axes.plot(dot.bounds, (place, place), color=colour, lw=1.8, solid_capstyle="butt")
-                axes.plot(dot.bounds, (place, place), color=colour, ls="", marker="|", ms=6, mew=1.5)
-            axes.plot(dot.value, place, color=colour, marker=marker, ms=6, mew=1.6, ls="")
+                axes.plot(
+                    dot.bounds, (place, place), color=colour, ls="", marker="|", ms=6, mew=1.5
+                )
+            axes.plot(
+                dot.value, place, color=colour, marker=marker, ms=6, mew=1.6, ls="", clip_on=False
+            )
             place += step
         place += 0.10
 
@@ -177,14 +183,12 @@ def _dress(axes: Any, plot: DotPlot, lines: float) -> None:
     axes.set_axisbelow(True)
     for side in axes.spines.values():
         side.set_visible(False)
-    low, high = axes.get_xlim()
     if plot.from_zero:
-        axes.set_xlim(min(0.0, low), max(high, 0.5))
-    if low < 0 < high:
+        axes.set_xlim(0.0, max(axes.get_xlim()[1], 0.5))
         axes.axvline(0, color=muted, lw=1)
 
 
-def _legend(figure: Any, series: list[str]) -> None:
+def _legend(figure: Any, series: list[str], across: int) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
@@ -196,7 +200,7 @@ def _legend(figure: Any, series: list[str]) -> None:
         [s.replace("->", "→") for s in series],
         loc="upper left",
         bbox_to_anchor=(0.0, 1.0),
-        ncols=len(series),
+        ncols=across,
         frameon=False,
         fontsize=9,
         labelcolor=INK["light"][0],

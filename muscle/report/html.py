@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muscle.report import view
-from muscle.report.html_view import page_view, slice_columns
+from muscle.report.closer import slice_columns
+from muscle.report.html_view import page_view
 from muscle.report.page import read_comparison
 from muscle.report.payload import COUNTED, make_payload, safe_json
 from muscle.report.text import visible
@@ -40,7 +41,9 @@ def write_page(folder: str, *, max_bytes: int = 60_000_000) -> None:
     """
     report, gate = read_comparison(folder)
     before, after = _render(report, gate).split(_HERE)
-    room = max_bytes - len(before.encode("utf-8", "replace")) - len(after.encode("utf-8", "replace"))
+    room = (
+        max_bytes - len(before.encode("utf-8", "replace")) - len(after.encode("utf-8", "replace"))
+    )
     examples = join(folder, EXAMPLES)
     carried = make_payload(examples, report, room).text() if exists(examples) else "null"
     page = f"{before}{carried}{after}"

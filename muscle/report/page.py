@@ -1,21 +1,24 @@
 """report.json and report.md, each put in place in one step."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muscle.errors import UserError
 from muscle.report import view
 from muscle.report.examples import FlipExample
-from muscle.report.text import markdown, one_line, plain
-from muscle.storage import join, read_json, write_bytes
+from muscle.report.payload import pick_flips
+from muscle.report.text import markdown, one_line, p_value, percent, plain
+from muscle.report.verdict import excluded_lines, notes_view, verdict_view
+from muscle.storage import exists, join, read_json, write_bytes
 
 if TYPE_CHECKING:
     import jinja2
 
 SCHEMA = "muscle.report/2"
 TEMPLATE = "report.md.j2"
+SIGNIFICANT = 0.05
 
 
 def write_report(
@@ -44,14 +47,49 @@ def write_report(
     write_bytes(str(path_json), data.encode("utf-8", "backslashreplace"))
 
 
+def write_markdown(folder: str, path: str | None = None) -> None:
+    """Write report.md for a pull request, from report.json, gate.json and, where texts may be
+    shown (`text` is "all"), up to five flips of each task from examples.parquet.
+
+    Args:
+        folder: where a comparison wrote its files; any fsspec path.
+        path: another file to write instead of report.md in that folder.
+
+    Raises:
+        UserError: report.json is missing or broken, or the page can't be written.
+    """
+    report, gate = read_comparison(folder)
+    table = join(folder, "examples.parquet")
+    flips = pick_flips(table) if report.get("text") == "all" and exists(table) else {}
+    page = _render(report, gate, {name: list(map(_flip, rows)) for name, rows in flips.items()})
+    write_bytes(path or join(folder, "report.md"), page.encode("utf-8", "replace"))
+
+
 def render_page(report: dict[str, Any], examples: Sequence[FlipExample] = ()) -> str:
     """The Markdown page of a report; all foreign text in it is escaped."""
+    shown: dict[str, list[dict[str, str]]] = {}
+    for example in examples:
+        shown.setdefault(example.old.task, []).append(_example(example))
+    return _render(report, None, shown)
+
+
+def _render(
+    report: dict[str, Any],
+    gate: Mapping[str, Any] | None,
+    examples: Mapping[str, list[dict[str, str]]],
+) -> str:
+    tasks = [
+        {**task_view(name, task), "examples": examples.get(name, [])}
+        for name, task in sorted(report["tasks"].items())
+    ]
     return (
         environment()
         .get_template(TEMPLATE)
         .render(
+            verdict=None if gate is None else verdict_view(report, gate),
+            notes=notes_view(report),
             provenance=list(flat(report["provenance"])),
-            tasks=[task_view(name, task, examples) for name, task in report["tasks"].items()],
+            tasks=tasks,
         )
     )
 
@@ -93,9 +131,7 @@ def environment() -> "jinja2.Environment":
     return found
 
 
-def task_view(
-    name: str, task: dict[str, Any], examples: Sequence[FlipExample] = ()
-) -> dict[str, Any]:
+def task_view(name: str, task: dict[str, Any]) -> dict[str, Any]:
     """One task of a report as a template shows it."""
     return {
         "name": name,
@@ -108,8 +144,29 @@ def task_view(
         "counts": view.count_rows(task),
         "reduction": view.reduction_rows(task),
         "seeds": _seeds(task) if len(task["by_seed"]) > 1 else [],
-        "examples": [_example(e) for e in examples if e.old.task == name],
+        "excluded": excluded_lines(task),
+        "slices": list(significant_slices(task)),
     }
+
+
+def significant_slices(task: Mapping[str, Any]) -> Iterator[str]:
+    """Slices whose NFR differs from the rest's, or that compat changes, after Holm's
+    correction: one line each."""
+    for part in task.get("slices") or []:
+        where = f"{part['column']} = {part['value']} (n = {part['n']})"
+        for pair, entry in part["pairs"].items():
+            p = entry.get("p_holm")
+            if p is not None and p < SIGNIFICANT:
+                rest = f"NFR {percent(entry['nfr'])} %, of the whole task "
+                rest += f"{percent(task['pairs'][pair]['nfr'])} %"
+                yield f"{where}, {view.arrow(pair)}: {rest}; corrected {p_value(p)}"
+        change = part.get("reduction")
+        if change and change.get("p_holm") is not None and change["p_holm"] < SIGNIFICANT:
+            points = percent(change["nfr"], 2, signed=True)
+            yield (
+                f"{where}: ΔNFR of compat against new {points} points; "
+                f"corrected {p_value(change['p_holm'])}"
+            )
 
 
 def _seeds(task: dict[str, Any]) -> list[dict[str, Any]]:
@@ -139,6 +196,17 @@ def _example(example: FlipExample) -> dict[str, str]:
         )
         cells["compat"] = example.compat.prediction
         cells["compat_note"] = "no longer worse than old" if right else "still worse than old"
+    return {key: one_line(value, 600) for key, value in cells.items()}
+
+
+def _flip(row: Mapping[str, Any]) -> dict[str, str]:
+    """A negative flip of examples.parquet, as `_example` shows one."""
+    cells = {"id": row["id"], "question": row["question"], "gold": row["gold"]}
+    cells |= {"old": row["old_answer"], "new": row["new_answer"]}
+    if "compat_answer" in row:
+        cells["compat"] = row["compat_answer"]
+        worse = row["old_compat"] == "negative"
+        cells["compat_note"] = "still worse than old" if worse else "no longer worse than old"
     return {key: one_line(value, 600) for key, value in cells.items()}
 
 

@@ -33,7 +33,7 @@ OUTCOMES = (
     "equal",
     "unscored",
 )
-COUNTED = OUTCOMES[:5] + ("equal",)
+COUNTED = (*OUTCOMES[:5], "equal")
 """Outcomes that report.json counts."""
 PAIRS = {
     "old_new": "old->new",
@@ -126,8 +126,7 @@ def id_keys(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
     for start in range(0, len(ids), BATCH):
         part = ids.slice(start, BATCH).to_pylist()
         keys[start : start + len(part)] = [
-            int.from_bytes(hashlib.blake2b(i.encode(), digest_size=8).digest(), "big")
-            for i in part
+            int.from_bytes(hashlib.blake2b(i.encode(), digest_size=8).digest(), "big") for i in part
         ]
     return keys
 
@@ -364,3 +363,44 @@ def _fit(packed: Packed, room: int) -> Packed:
             break
         kept[i] = rank, text
     return kept
+
+
+def _is(column: pa.ChunkedArray, value: Any) -> BoolArray:
+    found: BoolArray = pc.fill_null(pc.equal(column, value), False).to_numpy(zero_copy_only=False)
+    return found
+
+
+def pick_flips(path: str, limit: int = 5) -> dict[str, list[dict[str, Any]]]:
+    """Up to `limit` negative flips old->new of each task and its first seed, by their ids'
+    hashes: the same ones everywhere, but not the first rows of the file.
+
+    Raises:
+        UserError: no such file, or not a whole one.
+    """
+    with open_examples(path) as file:
+        light = file.read(columns=["task", "seed", "id", "old_new"])
+        keys = id_keys(light["id"])
+        negative = _is(light["old_new"], "negative")
+        places: list[int] = []
+        for task in pc.unique(light["task"]).to_pylist():
+            here = _is(light["task"], task)
+            first = pc.min(light["seed"].filter(pa.array(here))).as_py()
+            where = np.flatnonzero(here & _is(light["seed"], first) & negative)
+            places += where[np.argsort(keys[where], kind="stable")[:limit]].tolist()
+        found = dict(zip(sorted(places), _rows_at(file, np.sort(places)), strict=True))
+    flips: dict[str, list[dict[str, Any]]] = {}
+    for place in places:
+        flips.setdefault(found[place]["task"], []).append(found[place])
+    return flips
+
+
+def _rows_at(file: pq.ParquetFile, places: np.ndarray) -> list[dict[str, Any]]:
+    """Some rows of the file, in its order."""
+    rows: list[dict[str, Any]] = []
+    start = 0
+    for batch in file.iter_batches(batch_size=BATCH):
+        here = places[(places >= start) & (places < start + batch.num_rows)] - start
+        if len(here):
+            rows += batch.take(pa.array(here)).to_pylist()
+        start += batch.num_rows
+    return rows

@@ -139,7 +139,9 @@ def noise_rows(task: dict[str, Any]) -> list[Row]:
         return []
     floor = _cell(NOISE, noise["nfr"], noise["ci95"]["nfr"])
     found = [noise["excess"].get(p) for p in pairs(task)]
-    beyond = [NOTHING if e is None else _cell(EXCESS, e["nfr"], e["ci95"]["nfr"], True) for e in found]
+    beyond = [
+        NOTHING if e is None else _cell(EXCESS, e["nfr"], e["ci95"]["nfr"], True) for e in found
+    ]
     return [
         Row(NOISE.label, tuple(NOTHING if e is None else floor for e in found)),
         Row(EXCESS.label, tuple(beyond)),
