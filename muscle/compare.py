@@ -199,7 +199,7 @@ def write_pages(output: str) -> None:
     Raises:
         UserError: a file can't be read or written.
     """
-    from muscle.report.html import write_csv, write_markdown, write_page
+    from muscle.report import write_csv, write_markdown, write_page
 
     write_csv(output)
     write_markdown(output)

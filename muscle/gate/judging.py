@@ -163,7 +163,7 @@ def _show_verdict(folder: str) -> None:
     """Write the page and the Markdown again; a report.json on its own has no examples to show."""
     if not storage.exists(storage.join(folder, EXAMPLES)):
         return
-    from muscle.report.html import write_markdown, write_page
+    from muscle.report import write_markdown, write_page
 
     write_page(folder)
     write_markdown(folder)
