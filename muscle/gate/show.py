@@ -52,14 +52,16 @@ def _table(gate: Mapping[str, Any], console: Console) -> Table:
     for header in ("where", "limit", "seen", "95 % bounds", "n", "verdict"):
         table.add_column(literal(header, console), overflow="fold")
     for check in gate["checks"]:
-        limit, delta = check["limit"], check["delta"]
-        asked = words.name(limit, delta, gate["pair"])
-        bounds = [words.amount(limit, check[end], unit=False) for end in ("lower", "upper")]
+        limit, plain = check["limit"], check["plain"]
+        asked = words.name(limit, check["delta"], gate["pair"], plain)
+        bounds = [words.amount(limit, check[end], False, plain) for end in ("lower", "upper")]
         keep = limit == "must_keep"
         cells = (
             words.place(check["task"], check["slice"]),
             asked,
-            f"{check['value']:.0f} flipped" if keep else words.amount(limit, check["value"]),
+            f"{check['value']:.0f} flipped"
+            if keep
+            else words.amount(limit, check["value"], plain=plain),
             "" if keep else f"[{bounds[0]}, {bounds[1]}]",
             str(check["n"]),
         )

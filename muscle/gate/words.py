@@ -28,20 +28,23 @@ def arrow(pair: str) -> str:
     return pair.replace("->", "→")
 
 
-def amount(limit: str, value: float | None, unit: bool = True) -> str:
-    """A number in its limit's unit: percent, points of a gain or an excess, or a ratio."""
-    if value is None or limit == RATIO:
-        return number(value, 3)
+def amount(limit: str, value: float | None, unit: bool = True, plain: bool = False) -> str:
+    """A number in its limit's unit: percent, points of a gain or an excess, or a ratio.
+
+    `plain`: of scores that are no shares, such as log-likelihoods.
+    """
     signed = limit in ("min_gain", "max_excess_nfr")
+    if value is None or limit == RATIO or plain:
+        return number(value, 3, signed)
     return percent(value, 2, signed) + ((" points" if signed else " %") if unit else "")
 
 
-def name(limit: str, delta: float, pair: str) -> str:
+def name(limit: str, delta: float, pair: str, plain: bool = False) -> str:
     """What a check asks: "NFR old→compat ≤ 2.00 %"."""
     if limit == "must_keep":
         return f"must-keep examples {arrow(pair)}"
     sign = "≥" if limit == "min_gain" else "≤"
-    return f"{LABELS[limit]} {arrow(pair)} {sign} {amount(limit, delta)}"
+    return f"{LABELS[limit]} {arrow(pair)} {sign} {amount(limit, delta, plain=plain)}"
 
 
 def place(task: str, where: Mapping[str, str] | None) -> str:
@@ -58,17 +61,17 @@ def check(
     pair: str,
     verdict: str,
     needed: int | None,
+    plain: bool,
 ) -> str:
     """One check in a sentence's worth of words, with what would settle it."""
-    asked = f"{place(task, where)}: {name(limit, delta, pair)}"
+    asked = f"{place(task, where)}: {name(limit, delta, pair, plain)}"
     if found.value is None:
         return f"{asked}: {verdict}, {found.why}"
-    value = f"it is {amount(limit, found.value)} of {found.n} examples"
-    if limit in ("min_gain", "max_excess_nfr", RATIO):
-        value = f"it is {amount(limit, found.value)} on {found.n} examples"
+    of = "of" if limit == "max_nfr" else "on"
+    value = f"it is {amount(limit, found.value, plain=plain)} {of} {found.n} examples"
     if found.lower is None or found.upper is None:
         return f"{asked}: {verdict}, {value}, without bounds: {found.why}"
-    low, high = (amount(limit, bound, unit=False) for bound in (found.lower, found.upper))
+    low, high = (amount(limit, bound, False, plain) for bound in (found.lower, found.upper))
     said = f"{asked}: {verdict}, {value} (one-sided 95 % bounds {low} and {high})"
     return said if verdict != "not enough evidence" else f"{said}; {_would_do(limit, needed)}"
 

@@ -120,8 +120,8 @@ def test_a_rate_at_its_limit_is_never_enough() -> None:
 
 
 def test_a_rate_just_below_its_limit_needs_many_and_no_time() -> None:
-    n = examples_for_rate(0.02 - 1e-9, 0.02)
-    assert n == pytest.approx(1.6449**2 * 0.02 * 0.98 / 1e-18, rel=1e-3)
+    n = examples_for_rate(0.02 - 1e-6, 0.02)
+    assert n == pytest.approx(1.6449**2 * 0.02 * 0.98 / 1e-12, rel=1e-3)
 
 
 def test_that_many_examples_pass_about_half_of_the_time() -> None:
