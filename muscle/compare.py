@@ -24,6 +24,7 @@ from muscle.inputs.versions import (
     open_versions,
 )
 from muscle.metrics.pairing import JoinedTask, join_sides
+from muscle.metrics.slice_columns import check_columns
 from muscle.report.build import ReportOptions, report_of
 from muscle.report.text import one_line
 from muscle.side import Side
@@ -149,10 +150,12 @@ def compare(request: Comparison, console: Console) -> int:
         opened = open_versions(paths, request.asked(paths))
         tasks = join_sides(opened, common=request.common)
     _refuse_nothing(tasks)
+    columns = tuple(dict.fromkeys(s.partition("=")[0] for s in request.slice))
+    check_columns(tasks.values(), columns)
     options = ReportOptions(
         draws=request.draws,
         seed=request.seed,
-        slices=tuple(s.partition("=")[0] for s in request.slice) or None,
+        slices=columns or None,
         min_slice=request.min_slice,
         text=text,
         groups=known_groups(opened) | _checked_groups(groups, tasks),
