@@ -179,7 +179,8 @@ def child(words: list[str], threads: int) -> dict[str, float]:
     if process.returncode:
         raise SystemExit(f"{' '.join(words)}: exit code {process.returncode}")
     kib = usage.ru_maxrss / (1024 if sys.platform == "darwin" else 1)
-    return {"seconds": seconds, "peak_gib": kib / 2**20}
+    processor = usage.ru_utime + usage.ru_stime
+    return {"seconds": seconds, "processor_seconds": processor, "peak_gib": kib / 2**20}
 
 
 def act(action: str, spec: dict[str, Any], folder: Path, threads: int) -> dict[str, Any]:

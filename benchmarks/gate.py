@@ -110,7 +110,7 @@ def difference(more: int, fewer: int, n: int) -> list[float] | None:
     """The report's bounds of a paired difference, from the counts they depend on."""
     first = np.repeat([True, False, False], [more, fewer, n - more - fewer])
     second = np.repeat([False, True, False], [more, fewer, n - more - fewer])
-    return as_list(difference_bounds([first], [second]))
+    return as_list(difference_bounds([first], [second]).at())
 
 
 @lru_cache(maxsize=200_000)

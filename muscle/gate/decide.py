@@ -233,7 +233,8 @@ def _check(
 ) -> Check:
     verdict = judge_bounds(limit, delta, found.lower, found.upper)
     more = needed(limit, delta, found) if verdict == UNSURE else None
-    text = words.check(task, where, limit, delta, found, pair, verdict, more, plain)
+    asked = f"{words.place(task, where)}: {words.name(limit, delta, pair, plain)}"
+    text = words.check(asked, limit, found, verdict == UNSURE, more, plain)
     return Check(
         task, where, limit, delta, found.value, found.lower, found.upper, found.n,
         verdict, more, text, unwaived, plain,
@@ -288,7 +289,7 @@ def _keep_checks(kept: Kept) -> Iterator[Check]:
         missing = sum(entry["task"] == task for entry in kept.unscored)
         verdict = FAIL if flips else UNSURE if missing else PASS
         ids = [str(flip["id"]) for flip in flips]
-        text = words.must_keep(task, n, ids, waived, missing, verdict)
+        text = words.must_keep(task, n, ids, waived, missing)
         unwaived = float(len(flips) + waived) if waived else None
         yield Check(
             task, None, MUST_KEEP, 0.0, float(len(flips)), None, None, n,

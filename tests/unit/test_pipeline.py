@@ -397,7 +397,9 @@ def test_predictions_say_how_they_were_made(
     found = {v: read_about(finished / v / "colours.parquet") for v in ("old", "new", "compat")}
     for version, about in found.items():
         of = "old" if version == "old" else "new"
-        assert about["model"] == tiny_models[of] and about["base"] == fingerprint_base(about["model"])
+        assert about["model"] == tiny_models[of] and about["base"] == fingerprint_base(
+            about["model"]
+        )
         assert about["adapter"] == fingerprint_adapter(str(finished / version / "adapter"))
         assert about["seed"] == 0 and about["dtype"] == "float32" and about["num_fewshot"] == 0
         assert about["software"]["torch"] and about["chat_template"] is None
@@ -406,7 +408,7 @@ def test_predictions_say_how_they_were_made(
 
 
 def test_other_report_settings_only_rewrite_the_report(
-    base: dict[str, Any], finished: Path, tmp_path: Path
+    base: dict[str, Any], finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
     shutil.copytree(finished, output)
@@ -418,6 +420,11 @@ def test_other_report_settings_only_rewrite_the_report(
     pipeline = Pipeline(make_plan(settings), str(output), launcher, silent)
     outcome = pipeline.run()
     assert launcher.ran == [] and outcome.gate is not None
+    show_outcome(outcome, Console(width=200))
+    printed = capsys.readouterr().out
+    assert outcome.gate["verdict"] in printed.lower()
+    names = ("report.html", "report.md", "report.json")
+    assert printed.split()[-3:] == [str(output / name) for name in names]
     written = json.loads((output / "gate.json").read_text())
     assert written == outcome.gate
     negative = outcome.report["tasks"]["colours"]["pairs"]["old->compat"]["negative"]

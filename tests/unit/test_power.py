@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta, binom
 
-from muscle.metrics.bounds import mean_bounds
+from muscle.metrics.bounds import MeanBounds
 from muscle.metrics.power import (
     examples_for_bound,
     examples_for_difference,
@@ -144,7 +144,7 @@ def test_a_differences_bound_is_near_the_limit_there(
     assert n is not None
     counts = [round(worse * n), round(better * n)]
     values = np.repeat([-1.0, 1.0, 0.0], [*counts, n - sum(counts)])
-    bounds = mean_bounds(values, -1.0, 1.0)
+    bounds = MeanBounds(values, -1.0, 1.0).at()
     assert bounds is not None
     bound = bounds.high if limit > difference else bounds.low
     assert bound - difference == pytest.approx(limit - difference, rel=0.2)
