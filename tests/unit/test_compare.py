@@ -501,3 +501,21 @@ def test_errors_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--output", str(tmp_path / "o")])
     assert stopped.value.code == 2
+
+
+def test_every_flag_is_documented() -> None:
+    import re
+
+    from typer.main import get_command
+
+    command = get_command(app)
+    flags = {
+        flag
+        for parameter in command.commands["compare"].params  # type: ignore[attr-defined]
+        for flag in parameter.opts
+        if flag.startswith("--")
+    }
+    text = (Path(__file__).parents[2] / "docs" / "compare.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"--[a-z][a-z_-]+", text))
+    harness = {"--model", "--model_args", "--tasks", "--log_samples", "--output_path"}
+    assert documented - harness == flags
