@@ -221,7 +221,10 @@ def check_output(output: str) -> None:
     if not storage.exists(output):
         return
     names, folders = entries(output)
-    others = [name for name in [*names, *folders] if name not in WRITTEN]
+    # What was stopped in the middle of writing a file leaves a part of it.
+    parts = tuple(f"{name}." for name in WRITTEN)
+    ours = {n for n in names if n in WRITTEN or (n.startswith(parts) and n.endswith(".part"))}
+    others = [name for name in [*names, *folders] if name not in ours]
     if others:
         raise UserError(
             f"--output {output} holds {one_line(others[0], 80)!r}, which no comparison wrote: name "

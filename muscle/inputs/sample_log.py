@@ -214,6 +214,8 @@ class _Log:
         Raises:
             UserError: no line of the wanted filter, or an example twice.
         """
+        if not self.filters:
+            raise UserError(f"{self.path} is empty")
         if not self.n:
             names = listed(list(self.filters))
             raise UserError(f"--filter {self.filter}: {self.path} has only {names}")

@@ -52,7 +52,9 @@ def find_sources(path: str) -> list[Source]:
         UserError: nothing there, nothing that holds predictions, several models or versions.
     """
     if is_folder(path):
-        return [_source(join(path, name)) for name in _folder(path)]
+        # A log's name is enough: older ones, which may be half-written, aren't even opened.
+        found = [join(path, name) for name in _folder(path)]
+        return [_named_log(one) or _source(one) for one in found]
     if not exists(path):
         raise UserError(f"{path}: there is no such file or folder")
     return [_source(path)]
@@ -111,12 +113,18 @@ def stem_of(path: str) -> str:
     return name
 
 
+def _named_log(path: str) -> Source | None:
+    """A sample log that is still called as the harness called it."""
+    name = SAMPLES.fullmatch(path.rsplit("/", 1)[-1])
+    if name is None:
+        return None
+    return Source(path, "sample log", stem_of(path), name.group(1), name.group(2))
+
+
 def _source(path: str) -> Source:
-    log = SAMPLES.fullmatch(path.rsplit("/", 1)[-1])
     kind = _kind(path)
-    if kind == "sample log" and log:
-        return Source(path, kind, stem_of(path), log.group(1), log.group(2))
-    return Source(path, kind, stem_of(path))
+    named = _named_log(path) if kind == "sample log" else None
+    return named or Source(path, kind, stem_of(path))
 
 
 def _kind(path: str) -> Kind:
