@@ -64,7 +64,7 @@ def draw(plot: DotPlot) -> list[Picture]:
 
 
 def _picture(plot: DotPlot, groups: list[tuple[str, list[Dot]]], which: str) -> Picture:
-    drawn = {}
+    drawn: dict[str, tuple[bytes, tuple[int, int]]] = {}
     for width in WIDTHS:
         light, size = _svg(plot, groups, width)
         drawn |= {f"light-{width}": (light, size), f"dark-{width}": (_darken(light), size)}
@@ -117,7 +117,7 @@ def _svg(
     across = 2 if width == "narrow" and len(series) > 3 else len(series)
     head = 0.2 + 0.2 * -(-len(series) // across)
     inches = (WIDTHS[width], lines + head + 0.6)
-    settings: dict[str, Any] = {
+    settings: Any = {
         # Text stays text: the reader's own fonts draw it, in any script.
         "svg.fonttype": "none",
         "svg.hashsalt": "muscle",

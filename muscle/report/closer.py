@@ -116,7 +116,7 @@ def slice_rows(task: dict[str, Any]) -> list[dict[str, Any]]:
 def slice_columns(task: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The heads of the slices' table: what, of which version or pair."""
     pairs = [view.arrow(p) for p in view.PAIRS[:2] if p in task["pairs"]]
-    columns = [("score", v) for v in VERSIONS if v in task["versions"]]
+    columns: list[tuple[str, str]] = [("score", v) for v in VERSIONS if v in task["versions"]]
     for pair in pairs:
         columns += [("NFR %", pair), ("p, Holm", pair)]
     return columns

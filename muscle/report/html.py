@@ -12,6 +12,7 @@ from muscle.report.html_view import page_view
 from muscle.report.page import read_comparison
 from muscle.report.payload import COUNTED, make_payload, safe_json
 from muscle.report.text import visible
+from muscle.report.verdict import is_stale
 from muscle.storage import exists, join, write_bytes
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ def _render(report: Mapping[str, Any], gate: Mapping[str, Any] | None) -> str:
     import markupsafe
 
     shown = page_view(report, gate)
+    if gate is not None and is_stale(report, gate):
+        gate = None  # the page says so; its waivers are of other flips
     return (
         _environment()
         .get_template(TEMPLATE)

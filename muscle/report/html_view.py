@@ -177,7 +177,7 @@ def _overview(report: Mapping[str, Any]) -> dict[str, Any]:
         rows.append(
             {"index": i, "name": name, "metric": task["metric"], "n": task["n"], "cells": cells}
         )
-    columns = [("score", v) for v in versions]
+    columns: list[tuple[str, str]] = [("score", v) for v in versions]
     columns += [("NFR %", view.arrow(p)) for p in pairs]
     columns += [("relative NFR", view.arrow(p)) for p in pairs]
     return {"columns": columns, "rows": rows}

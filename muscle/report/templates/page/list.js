@@ -99,7 +99,10 @@ function choose(place, keepAddress) {
   const node = byId("row" + chosen);
   node.setAttribute("aria-selected", "true");
   byId("list").setAttribute("aria-activedescendant", node.id);
-  node.scrollIntoView({ block: "nearest", behavior: "instant" });
+  // Only the list scrolls: scrollIntoView would move the whole page, even while it opens.
+  const list = byId("list"), above = node.offsetTop;
+  if (above < list.scrollTop) list.scrollTop = above;
+  else if (above + node.offsetHeight > list.scrollTop + list.clientHeight) list.scrollTop = above + node.offsetHeight - list.clientHeight;
   const row = data.rows[found[chosen]];
   state.id = row[AT.id];
   showDetail(row);
