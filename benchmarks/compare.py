@@ -31,6 +31,7 @@ CASES: dict[str, dict[str, Any]] = {
 VERSIONS = ("old", "new", "compat")
 ACCURACY = {"old": 0.62, "new": 0.66, "compat": 0.67}
 SCIPY_ROWS = 2_000
+COMMAND = "from muscle.cli import main; main()"
 SECONDS, GIB = 60.0, 2.0  # what a comparison may take
 
 
@@ -178,7 +179,8 @@ def child(words: list[str], threads: int) -> dict[str, float]:
     if process.returncode:
         raise SystemExit(f"{' '.join(words)}: exit code {process.returncode}")
     kib = usage.ru_maxrss / (1024 if sys.platform == "darwin" else 1)
-    return {"seconds": seconds, "peak_gib": kib / 2**20}
+    processor = usage.ru_utime + usage.ru_stime
+    return {"seconds": seconds, "processor_seconds": processor, "peak_gib": kib / 2**20}
 
 
 def act(action: str, spec: dict[str, Any], folder: Path, threads: int) -> dict[str, Any]:
@@ -205,7 +207,7 @@ def measure(name: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]
         turns["report"].append(act("report", spec, folder, args.threads))
         if not args.no_command:
             output = folder / f"{name}-out"
-            words = [sys.executable, "-m", "muscle", "compare", *paths.values()]
+            words = [sys.executable, "-c", COMMAND, "compare", *paths.values()]
             turns["command"].append(child([*words, "--output", str(output)], args.threads))
         for what, taken in turns.items():
             if taken:

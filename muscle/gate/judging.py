@@ -72,7 +72,9 @@ def judge(
     storage.write_bytes(storage.join(target, JUNIT), junit_xml(gate))
     storage.write_bytes(storage.join(target, GATE), data.encode("utf-8", "backslashreplace"))
     here = storage.absolute(target) == storage.absolute(folder)
-    if pages and here and path.rpartition("/")[2] == REPORT:
+    # A report.json on its own has no examples to show.
+    shown = path.rpartition("/")[2] == REPORT and storage.exists(storage.join(folder, EXAMPLES))
+    if pages and here and shown:
         from muscle.report import write_markdown, write_page
 
         write_page(folder)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from muscle.metrics.beta import beta_quantile
 from muscle.metrics.flips import BoolArray, FloatArray
-from muscle.metrics.intervals import SEED, Interval, bootstrap_sums
+from muscle.metrics.intervals import SEED, Interval, bootstrap_sums, distinct_rows
 
 BOUND = 0.90
 """Confidence of the two-sided interval whose ends are one-sided 95 % bounds."""
@@ -139,12 +139,12 @@ def relative_nfr_bounds(
         nothing is wrong now), or where more than `MAX_LEVELS` kinds of examples would have
         to be told apart.
     """
-    rows = np.stack([*old, *new, *worse], axis=1).astype(np.float64)
-    if not len(rows) or any(not o.any() for o in old) or any(v.all() for v in new):
+    if not len(old[0]) or any(not o.any() for o in old) or any(v.all() for v in new):
         return None
-    cells, counts = np.unique(rows, axis=0, return_counts=True)
-    if len(cells) > MAX_LEVELS:
+    found = distinct_rows([*old, *new, *worse], MAX_LEVELS)
+    if found is None:
         return None
+    cells, counts = found
     weights, extra = _weights(counts)
     seeds, n = len(old), weights.sum(axis=1) + extra
     tail = (1 - confidence) / 2

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from muscle.metrics.bounds import BOUND, difference_bounds, rate_bounds
+from muscle.metrics.bounds import BOUND, MeanBounds, rate_bounds
 from muscle.metrics.flips import BoolArray, FloatArray
 from muscle.metrics.intervals import CONFIDENCE, Interval
 from muscle.metrics.pairing import JoinedTask, Pair
@@ -69,8 +69,7 @@ class Part:
     def _gain_bounds(self, gain: FloatArray) -> Interval | None:
         if self.continuous:
             return self._gain(gain, BOUND)
-        new, old = ([score == 1 for score in scores] for scores in (self.new, self.old))
-        return difference_bounds(new, old).at()
+        return MeanBounds(gain, -1.0, 1.0).at()
 
 
 def part_of(tasks: Sequence[JoinedTask], pair: Pair) -> Part:

@@ -20,8 +20,8 @@ def slice_blocks(
 ) -> tuple[list[Block], str | None]:
     """Flips of every slice of a task, and a sentence on what was left out (or None).
 
-    A slice is the examples with one value of a column (see `slice_columns.slice_columns`). Values
-    with fewer than `min_n` examples are pooled; a pool that is still smaller is left out.
+    A slice is the examples with one value of a column (see `slice_columns.slice_columns`).
+    Values with fewer than `min_n` examples are pooled; a pool still smaller is left out.
 
     Returns:
         One block for each slice, by column: {"column", "value", "n", "small": a pool,
@@ -37,7 +37,8 @@ def slice_blocks(
         None, and intervals count each example once, with its mean over seeds.
 
     Raises:
-        UserError: a named column that is not there or has too many values.
+        UserError: a named column with too many values. One that this task lacks is named
+            in the sentence; `slice_columns.check_columns` refuses what no task has.
     """
     found, notes = slice_columns(task, columns)
     slices = _Slices(task)

@@ -68,9 +68,7 @@ def short_fields(
         and all(map(_is_short, (row.get(name) for row in rows)))
         and not _repeats([row.get(name) for row in rows], questions, golds)
     ][:MOST]
-    return [
-        {name: str(row[name]) for name in kept if row.get(name) is not None} for row in rows
-    ]
+    return [{name: str(row[name]) for name in kept if row.get(name) is not None} for row in rows]
 
 
 def _is_short(value: Any) -> bool:
