@@ -11,6 +11,10 @@ import typer
 
 from muscle.errors import UserError
 
+VERDICTS = {"gate", "compare"}
+"""Commands whose exit code is a verdict: Python's own 1 for a traceback would read "fail"."""
+OUR_FAILURE = 70
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -43,6 +47,59 @@ Address = Annotated[
     str | None, typer.Option(help="A Ray cluster; default RAY_ADDRESS, else this machine.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the settings and steps, do nothing.")]
+# The flags of `muscle compare` and `muscle gate`.
+Column = Annotated[str | None, typer.Option(metavar="COLUMN", help="Plain files; see `--id`.")]
+Id = Annotated[
+    str | None,
+    typer.Option(
+        "--id",
+        metavar="COLUMN",
+        help="How columns of plain files are called: ids (default id), right or wrong (correct), "
+        "scores (score), answers (prediction), right answers (gold), questions (question), tasks.",
+    ),
+]
+Slices = Annotated[
+    list[str] | None,
+    typer.Option("--slice", metavar="COLUMN[=VALUE]", help="These slices too; repeat."),
+]
+Groups = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=TASK,TASK", help="Tasks taken together; repeat.")
+]
+Only = Annotated[list[str] | None, typer.Option(help="Only this task; repeat.")]
+Filter = Annotated[
+    str | None, typer.Option("--filter", help="Sample logs: the harness's filter; default: first.")
+]
+Again = Annotated[
+    str | None, typer.Option(metavar="OLD2", help="Old, trained again with another seed.")
+]
+Common = Annotated[
+    bool, typer.Option("--common", help="Where the examples differ: compare those that all have.")
+]
+Texts = Annotated[
+    str, typer.Option(help="Examples' texts: on the page, in all files, or none anywhere.")
+]
+Nfr = Annotated[
+    str | None, typer.Option(metavar="SHARE", help="Negative flip rate at most: 0.02 or 2%.")
+]
+Excess = Annotated[
+    str | None,
+    typer.Option(metavar="SHARE", help="NFR beyond the noise floor (two old seeds) at most."),
+]
+Relative = Annotated[
+    str | None, typer.Option(metavar="SHARE", help="NFR / (acc1 (1 - acc2)) at most.")
+]
+Gain = Annotated[
+    str | None, typer.Option(metavar="SHARE", help="Score gained at least; may be negative.")
+]
+MustKeep = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Ids that may not flip, one on each line.")
+]
+Waive = Annotated[
+    str | None, typer.Option(metavar="FILE", help="YAML: flips allowed (id, reason, until).")
+]
+Pair = Annotated[
+    str | None, typer.Option(help="What limits are for: old->compat if it is there, else old->new.")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback and Ray's logs.")]
 
 
@@ -191,6 +248,95 @@ def plan(
     raise typer.Exit(code)
 
 
+@app.command()
+def compare(
+    old: Annotated[str, typer.Argument(help="Old's predictions; or alone, a run's output folder.")],
+    new: Annotated[str | None, typer.Argument(help="New's.")] = None,
+    compat: Annotated[str | None, typer.Argument(help="New's, with the adapter.")] = None,
+    *,
+    output: Annotated[str, typer.Option(help="A folder for the report. Any fsspec path.")],
+    noise_floor: Again = None,
+    task: Only = None,
+    metric: Annotated[str | None, typer.Option(help="The metric that decides.")] = None,
+    filter_: Filter = None,
+    id_: Id = None,
+    correct: Column = None,
+    score: Column = None,
+    answer: Column = None,
+    gold: Column = None,
+    question: Column = None,
+    task_column: Column = None,
+    slice_: Slices = None,
+    min_slice: Annotated[int, typer.Option(min=1, help="Examples that a slice needs.")] = 50,
+    group: Groups = None,
+    common: Common = False,
+    text: Texts = "page",
+    draws: Annotated[
+        int | None, typer.Option(min=1, help="Bootstrap draws; default 10,000.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The bootstrap's seed.")] = None,
+    max_nfr: Nfr = None,
+    max_excess_nfr: Excess = None,
+    max_relative_nfr: Relative = None,
+    min_gain: Gain = None,
+    must_keep: MustKeep = None,
+    waive: Waive = None,
+    pair: Pair = None,
+    debug: Debug = False,
+) -> None:
+    """Compare predictions: the flips of an update, with a page to look at each of them.
+
+    Takes what `muscle evaluate` wrote, sample logs of lm-evaluation-harness (--log_samples), or
+    JSONL, Parquet or CSV with ids and scores. Several seeds: paths with commas between them. With
+    limits it is also the gate. Exit code 0, or the gate's: 1 fail, 3 not enough evidence; 2:
+    wrong usage.
+    """
+    given = {name.rstrip("_"): value for name, value in locals().items() if name != "debug"}
+    from muscle.compare import compare_files
+
+    with stoppable():
+        code = compare_files(**given)
+    raise typer.Exit(code)
+
+
+@app.command()
+def gate(
+    report: Annotated[str, typer.Argument(help="A report.json, or the folder it is in.")],
+    max_nfr: Nfr = None,
+    max_excess_nfr: Excess = None,
+    max_relative_nfr: Relative = None,
+    min_gain: Gain = None,
+    must_keep: MustKeep = None,
+    waive: Waive = None,
+    slice_: Slices = None,
+    pair: Pair = None,
+    output: Annotated[
+        str | None, typer.Option(help="Where gate.json and junit.xml go; default: beside REPORT.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Hold a report against limits: does the update break too much?
+
+    A limit is passed when the one-sided 95 % bound is inside it, in every task alone. Exit
+    code 0: pass; 1: fail; 3: not enough evidence; 2: wrong usage; 70: our own failure.
+    """
+    from muscle.gate import judge, make_limits, print_gate
+
+    with stoppable():
+        limits = make_limits(
+            max_nfr=max_nfr,
+            max_excess_nfr=max_excess_nfr,
+            max_relative_nfr=max_relative_nfr,
+            min_gain=min_gain,
+            must_keep=must_keep,
+            waive=waive,
+            slices=slice_ or (),
+        )
+        result = judge(report, limits, pair=pair, output=output)
+        print_gate(result.gate)
+    raise typer.Exit(result.exit_code)
+
+
 @contextmanager
 def stoppable() -> Iterator[None]:
     """Ctrl-C is a way to stop, not an error."""
@@ -217,6 +363,14 @@ def main(arguments: list[str] | None = None) -> None:
         where = f"{error.filename}: " if error.filename else ""
         print(f"muscle: {where}{error.strerror or error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except Exception as error:
+        if not VERDICTS & set(arguments[:1]):
+            raise
+        if "--debug" in arguments:
+            traceback.print_exc()
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        print(f"muscle: our own failure: {what}; --debug shows the traceback", file=sys.stderr)
+        raise SystemExit(OUR_FAILURE) from None
 
 
 def job(command: str) -> None:

@@ -32,7 +32,7 @@ RECIPES = {
     "teacher": 1,
     "compat-adapter": 2,
     "interpolated-adapter": 1,
-    "predictions": 3,
+    "predictions": 4,
 }
 
 Run = tuple[int, int]

@@ -24,6 +24,14 @@ Truncated = Literal["prompt", "answer", "prompt and answer"]
 """What did not fit: a prompt lost its beginning, a generated answer its end (it reached the
 most tokens that it may have, without a stop)."""
 
+
+def lost(prompt: bool, answer: bool) -> Truncated | None:
+    """What did not fit, of its two parts."""
+    if prompt and answer:
+        return "prompt and answer"
+    return "prompt" if prompt else "answer" if answer else None
+
+
 RequestKind = Literal["loglikelihood", "loglikelihood_rolling", "generate_until"]
 
 

@@ -6,12 +6,12 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from muscle.errors import UserError
-from muscle.evaluation.plan import NAN, Start, cut
+from muscle.evaluation.plan import NAN, Start, written
 from muscle.models.structure import unwrap
-from muscle.types import Output
 
 if TYPE_CHECKING:
     from muscle.evaluation.stopping import Stops
+    from muscle.types import Output
 
 
 CPU_ROWS = 8
@@ -73,7 +73,8 @@ def generate_continuous(
     results: list[Output | str] = []
     for watch, ask in zip(watches.values(), asks, strict=True):
         text = tokenizer.decode(watch.made, skip_special_tokens=True)
-        results.append(watch.problem or Output(text=cut(text, ask.plan.until)))
+        output = written(text, ask.plan.until, watch.stopped, ask.shortened)
+        results.append(watch.problem or output)
     return results
 
 
@@ -83,14 +84,15 @@ class _Watch:
     def __init__(self, stops: "Stops", limit: int) -> None:
         self.stops, self.limit = stops, limit
         self.made: list[int] = []
-        self.ended = False
+        self.ended = self.stopped = False
         self.problem: str | None = None
 
     def see(self, tokens: Sequence[int]) -> None:
         """All tokens generated so far; keeps those up to where the row stops."""
         while not self.ended and len(self.made) < len(tokens):
             self.made = list(tokens[: len(self.made) + 1])
-            self.ended = len(self.made) >= self.limit or self.stops([self.made])[0]
+            self.stopped = self.stops([self.made])[0]
+            self.ended = self.stopped or len(self.made) >= self.limit
 
     def fail(self, problem: str) -> None:
         """There will be no text."""
@@ -118,7 +120,7 @@ def _follow(manager: Any, watches: dict[str, _Watch]) -> None:
             watch.fail(NAN)
         watch.see(result.generated_tokens)
         if result.is_finished() and not watch.ended:
-            watch.ended = True
+            watch.ended = watch.stopped = True
         if watch.ended:
             open_rows.remove(name)
             if not result.is_finished():

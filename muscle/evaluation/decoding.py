@@ -31,7 +31,8 @@ LEAST_PIECE = 64
 class Row:
     """A prompt on its way: its tokens, those made so far, how many there may be.
 
-    `seed_key` seeds its sampling. `made` ends with the token at which it stopped.
+    `seed_key` seeds its sampling. `made` ends with the token at which it `stopped`, or at
+    its limit.
     """
 
     number: int
@@ -39,6 +40,7 @@ class Row:
     limit: int
     seed_key: str = ""
     made: list[int] = field(default_factory=list)
+    stopped: bool = False
     generator: "torch.Generator | None" = None
 
     def need(self, shared: int) -> int:
@@ -203,6 +205,7 @@ class _Places:
             row, broken = rows[b], tokens[b] is None
             if not (broken or stopped[b] or len(row.made) >= row.limit):
                 continue
+            row.stopped = stopped[b]
             last = self.active.pop()
             self.memory.release(first + b, len(self.active), broken)
             if last is not row:

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from muscle.evaluation.padded import generate_padded
-from muscle.evaluation.plan import Start, cut, make_plan, truncated
+from muscle.evaluation.plan import Start, make_plan, truncated, written
 from muscle.evaluation.scoring import OUT_OF_MEMORY
 from muscle.evaluation.sharing import families
 from muscle.models.structure import unwrap
-from muscle.types import Output
 
 if TYPE_CHECKING:
     from muscle.evaluation.sampling import Settings
     from muscle.evaluation.stopping import Stops
+    from muscle.types import Output
 
 HELD_TOKENS = 8192
 """Own tokens (after the shared prefix) of the rows decoded together: a step reads all
@@ -63,8 +63,9 @@ def generate(
             None: `HELD_TOKENS`, or `batch_tokens` if that is more.
 
     Returns:
-        an `Output` for each prompt; or, as a phrase, why it has none: settings that leave
-        no room in the window, logits that are NaN, no memory.
+        an `Output` for each prompt, which says whether the prompt lost its beginning and the
+        answer its end; or, as a phrase, why it has none: settings that leave no room in the
+        window, logits that are NaN, no memory.
 
     Raises:
         UserError: a setting that transformers does not know or refuses; continuous
@@ -81,7 +82,8 @@ def generate(
         except (ValueError, TypeError) as error:
             results[i] = str(error)
             continue
-        asks[i] = Start(context, plan, f"{seed}\0{prompt.seed_key}")
+        shortened = len(context) < len(prompt.context)
+        asks[i] = Start(context, plan, f"{seed}\0{prompt.seed_key}", shortened)
     manners: dict[str, list[int]] = defaultdict(list)
     for i, ask in asks.items():
         manners[ask.plan.manner].append(i)
@@ -138,8 +140,9 @@ def _decode(
     results: list[Output | str] = [OUT_OF_MEMORY] * len(asks)
 
     def on_end(row: Row, problem: str | None) -> None:
-        text = tokenizer.decode(row.made, skip_special_tokens=True)
-        results[row.number] = problem or Output(text=cut(text, asks[row.number].plan.until))
+        text, ask = tokenizer.decode(row.made, skip_special_tokens=True), asks[row.number]
+        output = written(text, ask.plan.until, row.stopped, ask.shortened)
+        results[row.number] = problem or output
 
     decoder = Decoder(model, batch_tokens, held_tokens)
     chooser = Chooser(settings, decoder.device)

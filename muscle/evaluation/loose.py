@@ -28,6 +28,7 @@ SCHEMA = pa.schema(
         pa.field("request", pa.int64(), nullable=False),
         pa.field("text", pa.string()),
         pa.field("error", pa.string()),
+        pa.field("truncated", pa.string()),
     ]
 )
 
@@ -101,5 +102,5 @@ def _answer(q: int, query: Query, found: dict[Place, Loose]) -> Answer:
         one = found[q, r]
         if one.error is not None or one.text is None:
             return unanswered(query, r, one.error or "it has no text")
-        outputs.append(Output(text=one.text))
+        outputs.append(Output(text=one.text, truncated=one.truncated))
     return Answer(query.id, tuple(outputs))

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from muscle.errors import UserError
 from muscle.evaluation.batching import fill, halves, run_in_parts
-from muscle.evaluation.plan import NAN, Start, cut
+from muscle.evaluation.plan import NAN, Start, written
 from muscle.evaluation.scoring import OUT_OF_MEMORY
 from muscle.models.structure import unwrap
-from muscle.types import Output
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from muscle.evaluation.stopping import Stops
+    from muscle.types import Output
 
 # With these alone, left padding cannot change a row's text. (no_repeat_ngram_size sees
 # padding as tokens, but could only forbid a special token after another one.)
@@ -103,7 +103,10 @@ def _generate_batch(
             results.append(NAN)
             continue
         text = tokenizer.decode(tokens[: stop.stopped_at[row]], skip_special_tokens=True)
-        results.append(Output(text=cut(text, plan.until)))
+        # Beams end by their own rule, which only shows in what they leave.
+        beams_ended = len(tokens) < plan.max_new_tokens or not stops.eos_ids.isdisjoint(tokens)
+        ended = stop.stopped_at[row] is not None or beams_ended
+        results.append(written(text, plan.until, ended, asks[row].shortened))
     return results
 
 

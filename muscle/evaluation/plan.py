@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from muscle.types import Output, lost
+
 DEFAULT_MAX_GEN_TOKS = 256
 
 NAN = "the model's logits are NaN"
@@ -38,11 +40,15 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A context, already cut to the window, to go on from by a plan; what seeds its sampling."""
+    """A context, already cut to the window, to go on from by a plan; what seeds its sampling.
+
+    `shortened` says whether the cut took its beginning.
+    """
 
     context: list[int]
     plan: Plan
     seed_key: str
+    shortened: bool = False
 
 
 def make_plan(generation: str, eos: str | None, context_length: int) -> Plan:
@@ -94,6 +100,19 @@ def truncated(context: list[int], max_new_tokens: int, max_length: int) -> list[
     if not context:
         raise ValueError("the context has no tokens")
     return context[-room:]
+
+
+def written(text: str, until: Sequence[str], ended: bool, shortened: bool) -> Output:
+    """A generated text as an output: cut at its stop strings, with what did not fit.
+
+    Args:
+        text: all that was decoded.
+        ended: a stop was met before or at the most tokens that there may be.
+        shortened: the prompt lost its beginning.
+    """
+    shown = cut(text, until)
+    # A stop string that came together over more tokens than the harness watches ends it too.
+    return Output(text=shown, truncated=lost(shortened, not ended and shown == text))
 
 
 def cut(text: str, until: Sequence[str]) -> str:

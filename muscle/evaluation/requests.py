@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from muscle.errors import UserError
-from muscle.evaluation.plan import Plan, cut, make_plan, truncated
+from muscle.evaluation.plan import Plan, make_plan, truncated, written
 from muscle.evaluation.sampling import own_settings, seed_number
 from muscle.models.encoding import Encoder
-from muscle.types import Query
+from muscle.types import Output, Query, Truncated
 
 # Settings with one name and one meaning in transformers and vLLM, with what transformers'
 # generate does where neither the request nor the model's generation_config.json says.
@@ -60,6 +60,7 @@ class Prompted:
 
     row, request  its place: the query in its group, the request in the query
     tokens        the context, cut to the window
+    shortened     whether the cut took its beginning
     sampling      vLLM's SamplingParams by name, always the same names
     until         what the text is cut at
     """
@@ -69,16 +70,19 @@ class Prompted:
     tokens: list[int]
     sampling: dict[str, Any]
     until: tuple[str, ...]
+    shortened: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Loose:
-    """One request's answer before its group is whole: a text, or why there is none."""
+    """One request's answer before its group is whole: a text and what of it did not fit, or
+    why there is none."""
 
     row: int
     request: int
     text: str | None
     error: str | None = None
+    truncated: Truncated | None = None
 
 
 class Requests:
@@ -120,7 +124,8 @@ class Requests:
                 found.append(Loose(q, r, None, str(error)))
                 continue
             seed = seed_number(f"{self.seed}\0{queries[q].id}\0{r}")
-            found.append(Prompted(q, r, tokens, self.sampling(wanted, seed), wanted.until))
+            sampling, shortened = self.sampling(wanted, seed), len(tokens) < len(context)
+            found.append(Prompted(q, r, tokens, sampling, wanted.until, shortened))
         return found
 
     def sampling(self, wanted: Plan, seed: int) -> dict[str, Any]:
@@ -155,13 +160,26 @@ class Requests:
             "stop_token_ids": sorted(ids),
         }
 
-    def text(self, tokens: Sequence[int], until: Sequence[str]) -> str:
-        """Generated tokens as the harness reads them.
+    def output(
+        self,
+        tokens: Sequence[int],
+        until: Sequence[str],
+        limit: int,
+        shortened: bool = False,
+    ) -> Output:
+        """Generated tokens as the harness reads them, with what did not fit.
 
         From the tokens and not from vLLM's text, which ends before the stop string that is
         complete first, where the harness cuts at one after the other.
+
+        Args:
+            limit: the most tokens that there may be.
+            shortened: the prompt lost its beginning.
         """
-        return cut(self.tokenizer.decode(list(tokens), skip_special_tokens=True), until)
+        text = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+        stops = self.eos_ids | {self.added[stop] for stop in until if stop in self.added}
+        ended = len(tokens) < limit or tokens[-1] in stops
+        return written(text, until, ended, shortened)
 
 
 def generation_defaults(model: str, revision: str | None) -> dict[str, Any]:

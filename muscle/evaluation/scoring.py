@@ -6,7 +6,7 @@ is scored, E scored tokens (several may be scored at one position), V vocabulary
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -101,8 +101,9 @@ class Scorer:
         sum over tokens in double precision. A pair that occurs twice is run once.
 
         Returns:
-            an `Output` for each pair; or, as a phrase, why it has none: a continuation
-            longer than the window, a log-likelihood that is not finite, no memory.
+            an `Output` for each pair, which says whether the context lost its beginning; or,
+            as a phrase, why it has none: a continuation longer than the window, a
+            log-likelihood that is not finite, no memory.
         """
         keys = [(tuple(pair.context), tuple(pair.continuation)) for pair in pairs]
         results: dict[Any, Output | str] = dict.fromkeys(keys, OUT_OF_MEMORY)
@@ -122,7 +123,13 @@ class Scorer:
         for side, may_trunk in ((short, True), (long, False)):
             found = self._score(list(side.values()), may_trunk)
             results.update((key, found[i]) for i, key in enumerate(side) if i in found)
-        return [results[key] for key in keys]
+        return [self._with_loss(results[key], len(key[0]) + len(key[1])) for key in keys]
+
+    def _with_loss(self, found: Output | str, tokens: int) -> Output | str:
+        """A result with whether its sequence of so many tokens lost its beginning."""
+        if isinstance(found, str) or tokens <= self.max_length + 1:
+            return found
+        return replace(found, truncated="prompt")
 
     def _score(self, sequences: list[_Scored], may_trunk: bool) -> dict[int, Output | str]:
         """Number of the sequence -> result, without those that did not fit in memory."""

@@ -61,10 +61,13 @@ _SAMPLING = pa.struct(
     ]
 )
 _PLACE = ("set", "ask", "group", "row", "request")
+_READ = ("until", "limit", "shortened")
 PROMPT_SCHEMA = pa.schema(
     [
         *(pa.field(name, pa.int64()) for name in _PLACE),
         pa.field("until", pa.string()),
+        pa.field("limit", pa.int64()),
+        pa.field("shortened", pa.bool_()),
         pa.field("model", pa.string()),
         pa.field("tokenized_prompt", pa.list_(pa.int64())),
         pa.field("sampling_params", _SAMPLING),
@@ -161,6 +164,8 @@ class Asking:
                 "row": one.row,
                 "request": one.request,
                 "until": json.dumps(one.until),
+                "limit": one.sampling["max_tokens"],
+                "shortened": one.shortened,
                 "model": model,
                 "tokenized_prompt": one.tokens,
                 "sampling_params": one.sampling,
@@ -179,7 +184,7 @@ class Keeping:
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Write what was generated, by ask and group."""
         if batch.num_rows:
-            columns = [*_PLACE, "until", "generated_tokens", "__inference_error__"]
+            columns = [*_PLACE, *_READ, "generated_tokens", "__inference_error__"]
             found: dict[tuple[int, int, int], list[Loose]] = {}
             for row in batch.select(columns).to_pylist():
                 place = (row["set"], row["ask"], row["group"])
@@ -193,8 +198,9 @@ class Keeping:
         error = row["__inference_error__"]
         if error:
             return Loose(row["row"], row["request"], None, f"vLLM failed: {_line(error)}")
-        text = self.requests.text(row["generated_tokens"], json.loads(row["until"]))
-        return Loose(row["row"], row["request"], text)
+        until, limit = json.loads(row["until"]), row["limit"]
+        output = self.requests.output(row["generated_tokens"], until, limit, row["shortened"])
+        return Loose(row["row"], row["request"], output.text, truncated=output.truncated)
 
 
 class Tell:

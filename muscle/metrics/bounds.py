@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 
 from muscle.metrics.beta import beta_quantile
 from muscle.metrics.flips import BoolArray, FloatArray
-from muscle.metrics.intervals import SEED, Interval, bootstrap_sums, percentile_interval
+from muscle.metrics.intervals import SEED, Interval, bootstrap_sums, distinct_rows
 
 BOUND = 0.90
 """Confidence of the two-sided interval whose ends are one-sided 95 % bounds."""
 
 DRAWS = 20_000
+FEW_LEVELS = 16
 MAX_LEVELS = 256
-"""Distinct rows up to which the bounds add the worst example; beyond, one example in so many
-moves nothing and the percentile bootstrap serves."""
+"""Distinct rows up to which the bounds add the worst example."""
 
 
 def clopper_pearson(k: float, n: float, confidence: float = BOUND) -> Interval | None:
@@ -46,75 +46,71 @@ def clopper_pearson(k: float, n: float, confidence: float = BOUND) -> Interval |
     return Interval(low, high)
 
 
-def mean_bounds(
-    values: FloatArray,
-    least: float,
-    most: float,
-    confidence: float = BOUND,
-    drawn: FloatArray | None = None,
-) -> Interval | None:
+class MeanBounds:
     """Bounds of the mean of a bounded variable, each with one more example at its end.
 
     Weights of the examples are drawn from the flat Dirichlet distribution; the lower bound
     is a quantile of the weighted means with one more example of value `least`, the upper
-    one with one of value `most`.
+    one with one of value `most`. With more than `MAX_LEVELS` different values one example
+    moves nothing, and the percentile bootstrap serves.
 
     Args:
         values: [n], one for each example (a mean over seeds where there are several).
         least, most: what a value can be at the least and at the most.
-        drawn: bootstrap means, for when the values have more than `MAX_LEVELS` levels;
-            drawn here if they are needed and not given.
-
-    Returns:
-        None for n = 0.
+        drawn: bootstrap means, for many different values; drawn here if they are needed
+            and not given.
     """
-    n = len(values)
-    if n == 0:
-        return None
-    levels, counts = np.unique(values, return_counts=True)
-    tail = (1 - confidence) / 2
-    if len(levels) > MAX_LEVELS:
-        means = bootstrap_sums([values])[:, 0] / n if drawn is None else drawn
-        found = percentile_interval(means, confidence)
-        if found is not None:
-            return found
-    weights, extra = _weights(counts)
-    sums, total = weights @ levels, weights.sum(axis=1) + extra
-    low = np.quantile((sums + extra * least) / total, tail)
-    high = np.quantile((sums + extra * most) / total, 1 - tail)
-    # Rounding must not move a mean past its own end.
-    mean = float(values.mean())
-    return Interval(min(float(low), mean), max(float(high), mean))
+
+    def __init__(
+        self, values: FloatArray, least: float, most: float, drawn: FloatArray | None = None
+    ) -> None:
+        self._mean = float(values.mean()) if len(values) else None
+        levels, counts = np.unique(values, return_counts=True)
+        if len(levels) > MAX_LEVELS:
+            means = bootstrap_sums([values])[:, 0] / len(values) if drawn is None else drawn
+            self._low = self._high = means
+            return
+        weights, extra = _weights(counts)
+        sums, total = weights @ levels, weights.sum(axis=1) + extra
+        self._low, self._high = (sums + extra * least) / total, (sums + extra * most) / total
+
+    def at(self, confidence: float = BOUND) -> Interval | None:
+        """The two-sided interval of this confidence; None for n = 0."""
+        if self._mean is None:
+            return None
+        tail = (1 - confidence) / 2
+        low, high = np.quantile(self._low, tail), np.quantile(self._high, 1 - tail)
+        # Rounding must not move a mean past its own end.
+        return Interval(min(float(low), self._mean), max(float(high), self._mean))
 
 
 def _weights(counts: NDArray[np.int64]) -> tuple[FloatArray, FloatArray]:
     """Gamma weights of groups of examples [draws, groups], and of one more [draws]; divided
     by their sum they are Dirichlet's."""
     rng = np.random.default_rng(SEED)
-    extra = rng.standard_exponential(DRAWS)
-    return rng.standard_gamma(counts.astype(np.float64), (DRAWS, len(counts))), extra
+    draws = DRAWS if len(counts) <= FEW_LEVELS else DRAWS // 4
+    extra = rng.standard_exponential(draws)
+    return rng.standard_gamma(counts.astype(np.float64), (draws, len(counts))), extra
 
 
 def rate_bounds(indicators: Sequence[BoolArray], confidence: float = BOUND) -> Interval | None:
-    """Bounds of a rate: Clopper and Pearson's for one seed, `mean_bounds` for several.
+    """Bounds of a rate: Clopper and Pearson's for one seed, `MeanBounds` for several.
 
     Args:
         indicators: for each seed [n], on the same examples.
     """
     if len(indicators) == 1:
         return clopper_pearson(int(indicators[0].sum()), len(indicators[0]), confidence)
-    return mean_bounds(_over_seeds(indicators), 0.0, 1.0, confidence)
+    return MeanBounds(_over_seeds(indicators), 0.0, 1.0).at(confidence)
 
 
-def difference_bounds(
-    first: Sequence[BoolArray], second: Sequence[BoolArray], confidence: float = BOUND
-) -> Interval | None:
+def difference_bounds(first: Sequence[BoolArray], second: Sequence[BoolArray]) -> MeanBounds:
     """Bounds of rate(first) - rate(second), both on the same examples.
 
     Args:
         first, second: for each seed [n].
     """
-    return mean_bounds(_over_seeds(first) - _over_seeds(second), -1.0, 1.0, confidence)
+    return MeanBounds(_over_seeds(first) - _over_seeds(second), -1.0, 1.0)
 
 
 def _over_seeds(indicators: Sequence[BoolArray]) -> FloatArray:
@@ -131,7 +127,7 @@ def relative_nfr_bounds(
 ) -> Interval | None:
     """Bounds of relative NFR, NFR / (acc1 (1 - acc2)), the mean over seeds.
 
-    As `mean_bounds`: for the upper bound the example that nobody saw is a negative flip, for
+    As `MeanBounds`: for the upper bound the example that nobody saw is a negative flip, for
     the lower one it is right in both versions or wrong in both, whichever is worse.
 
     Args:
@@ -143,12 +139,12 @@ def relative_nfr_bounds(
         nothing is wrong now), or where more than `MAX_LEVELS` kinds of examples would have
         to be told apart.
     """
-    rows = np.stack([*old, *new, *worse], axis=1).astype(np.float64)
-    if not len(rows) or any(not o.any() for o in old) or any(v.all() for v in new):
+    if not len(old[0]) or any(not o.any() for o in old) or any(v.all() for v in new):
         return None
-    cells, counts = np.unique(rows, axis=0, return_counts=True)
-    if len(cells) > MAX_LEVELS:
+    found = distinct_rows([*old, *new, *worse], MAX_LEVELS)
+    if found is None:
         return None
+    cells, counts = found
     weights, extra = _weights(counts)
     seeds, n = len(old), weights.sum(axis=1) + extra
     tail = (1 - confidence) / 2

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from muscle.metrics.choices import Column, by_size, first_match, lengths_of, numbers_of
+from muscle.metrics.choices import by_size, first_match, lengths_of, numbers_of
+from muscle.metrics.columns import Column
 from muscle.metrics.flips import FloatArray
 from muscle.metrics.intervals import CONFIDENCE, Interval
 from muscle.metrics.pairing import JoinedTask, Pair
@@ -71,7 +72,7 @@ def capa_of_probabilities(
     if not gold or any(len(p) < 2 for p in old):
         return None
     rows = [(p @ q, p[k], q[k], 1 / (len(p) - 1)) for p, q, k in zip(old, new, gold, strict=True)]
-    return _value(np.mean(rows, axis=0))
+    return _value(np.array(rows, dtype=np.float64).mean(axis=0))
 
 
 def _value(means: FloatArray) -> float | None:

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from muscle.metrics.columns import Column, whole
 from muscle.metrics.flips import FloatArray
 
-Column = pa.ChunkedArray | pa.Array
 Integers = NDArray[np.int64]
 
 
@@ -20,8 +20,7 @@ def lengths_of(lists: Column) -> Integers:
 
 def values_of(lists: Column) -> pa.Array:
     """The values of all lists, one after the other."""
-    flat = pc.list_flatten(lists)
-    return flat.combine_chunks() if isinstance(flat, pa.ChunkedArray) else flat
+    return whole(pc.list_flatten(lists))
 
 
 def numbers_of(lists: Column) -> FloatArray:
@@ -59,9 +58,7 @@ def first_match(choices: Column, texts: Column) -> Integers:
     """The index of the first of a row's choices that is its text, [n]; -1 where none is."""
     lengths = lengths_of(choices)
     rows = rows_of(lengths)
-    wanted = pc.take(texts, pa.array(rows))
-    if isinstance(wanted, pa.ChunkedArray):
-        wanted = wanted.combine_chunks()
+    wanted = whole(texts).take(pa.array(rows))
     found = pc.fill_null(pc.equal(values_of(choices), wanted), False)
     hits = np.flatnonzero(np.asarray(found, dtype=np.bool_))[::-1]  # the first is written last
     out = np.full(len(lengths), -1, dtype=np.int64)

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from muscle.metrics.choices import lengths_of
 from muscle.metrics.pairing import JoinedTask
-from muscle.types import AGAIN, Truncated
+from muscle.types import Truncated
 
 REASONS = 5
 NO_REASON = "no reason given"
@@ -23,8 +23,7 @@ def excluded_block(task: JoinedTask) -> dict[str, Any]:
             "reasons": {reason: rows} of the five commonest, the commonest first,
             "truncated": {what: rows}, scored rows included; None if not known}
     """
-    versions: tuple[str, ...] = (*task.versions, *((AGAIN,) if task.again else ()))
-    return {version: _version(task, version) for version in versions}
+    return {version: _version(task, version) for version in task.names}
 
 
 def _version(task: JoinedTask, version: str) -> dict[str, Any]:

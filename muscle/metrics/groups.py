@@ -5,12 +5,17 @@ from typing import Any
 
 import numpy as np
 
-from muscle.metrics.flips import FloatArray
-from muscle.metrics.intervals import CONFIDENCE
 from muscle.metrics.pairing import JoinedTask, Pair
-from muscle.metrics.proportions import ONE_SIDED, as_list, change_interval, share_interval
+from muscle.metrics.parts import as_list, over_seeds, part_of, share
 
 ALL = "(all tasks)"
+_RATES = ("nfr", "pfr", "gain")
+NOTHING: dict[str, Any] = {
+    **dict.fromkeys(("negative", "positive", *_RATES)),
+    "ci95": dict.fromkeys(_RATES),
+    "bounds95": dict.fromkeys(("nfr", "gain")),
+}
+"""The pooled numbers of a pair where nothing is pooled."""
 
 
 def group_blocks(
@@ -29,7 +34,7 @@ def group_blocks(
         "versions": {v: {"score", "ci95": pooled over examples, "mean_score": unweighted
             mean over all tasks of the group}},
         "pairs": {P: {"negative", "positive", "nfr", "pfr", "gain",
-            "ci95": {"nfr", "pfr", "gain"}, "bounds95": {"nfr", "pfr", "gain"}: pooled over
+            "ci95": {"nfr", "pfr", "gain"}, "bounds95": {"nfr", "gain"}: pooled over
             examples, "mean_nfr", "mean_pfr": unweighted means over all tasks}},
         "note": what is not pooled and why, or None}
         Pooled numbers are None where nothing is pooled. With several seeds rates are means
@@ -76,54 +81,19 @@ def _mean(values: Sequence[Any]) -> float | None:
     return float(np.mean([np.mean([v.mean() for v in of_task]) for of_task in values]))
 
 
-def _over_seeds(values: Sequence[Sequence[Any]]) -> FloatArray:
-    """tasks x seeds x [n] as the examples of all tasks, each its mean over seeds."""
-    parts = [np.mean([v.astype(np.float64) for v in of_task], axis=0) for of_task in values]
-    return np.concatenate(parts) if parts else np.zeros(0)
-
-
 def _version(tasks: list[JoinedTask], pooled: list[JoinedTask], version: str) -> dict[str, Any]:
-    scores = _over_seeds([[t.scores[s, version] for s in t.seeds] for t in pooled])
-    return {
-        "score": float(scores.mean()) if pooled else None,
-        "ci95": _share(scores, len(tasks[0].seeds)),
-        "mean_score": _mean([[t.scores[s, version] for s in t.seeds] for t in tasks]),
-    }
+    seeds = tasks[0].seeds
+    mean = _mean([[t.scores[s, version] for s in seeds] for t in tasks])
+    if not pooled:
+        return {"score": None, "ci95": None, "mean_score": mean}
+    scores = over_seeds([np.concatenate([t.scores[s, version] for t in pooled]) for s in seeds])
+    interval = as_list(share(scores, len(seeds)))
+    return {"score": float(scores.mean()), "ci95": interval, "mean_score": mean}
 
 
 def _pair(tasks: list[JoinedTask], pooled: list[JoinedTask], pair: Pair) -> dict[str, Any]:
-    seeds = len(tasks[0].seeds)
-    worse = _over_seeds([[t.worse(s, pair) for s in t.seeds] for t in pooled])
-    better = _over_seeds([[t.better(s, pair) for s in t.seeds] for t in pooled])
-    before, after = pair
-    gain = _over_seeds(
-        [[t.scores[s, after] - t.scores[s, before] for s in t.seeds] for t in pooled]
-    )
-    counted = bool(pooled) and seeds == 1
     return {
-        "negative": round(float(worse.sum())) if counted else None,
-        "positive": round(float(better.sum())) if counted else None,
-        "nfr": float(worse.mean()) if pooled else None,
-        "pfr": float(better.mean()) if pooled else None,
-        "gain": float(gain.mean()) if pooled else None,
-        "ci95": _intervals(worse, better, gain, seeds, CONFIDENCE),
-        "bounds95": _intervals(worse, better, gain, seeds, ONE_SIDED),
+        **(part_of(pooled, pair).rates() if pooled else NOTHING),
         "mean_nfr": _mean([[t.worse(s, pair) for s in t.seeds] for t in tasks]),
         "mean_pfr": _mean([[t.better(s, pair) for s in t.seeds] for t in tasks]),
     }
-
-
-def _intervals(
-    worse: FloatArray, better: FloatArray, gain: FloatArray, seeds: int, confidence: float
-) -> dict[str, list[float] | None]:
-    change = change_interval(float(gain.sum()), float(gain @ gain), len(gain), confidence)
-    return {
-        "nfr": _share(worse, seeds, confidence),
-        "pfr": _share(better, seeds, confidence),
-        "gain": as_list(change),
-    }
-
-
-def _share(values: FloatArray, seeds: int, confidence: float = CONFIDENCE) -> list[float] | None:
-    total, squares = float(values.sum()), float(values @ values)
-    return as_list(share_interval(total, squares, len(values), seeds, confidence))

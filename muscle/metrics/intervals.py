@@ -20,7 +20,8 @@ SEED = 20240712  # the day MUSCLE was published; any fixed number would do
 MAX_UNDEFINED = 0.01
 _EXACT = 2000  # discordant examples up to which McNemar's p is summed in whole numbers
 _CHUNK = 1 << 20  # resampled weights held at once, so that memory stays at some MB
-_KEYS = 1 << 62
+_PICKS = 1 << 17  # examples drawn at once: what stays in the processor's cache
+_KEYS = 1 << 62  # room of a row's whole number
 
 Column: TypeAlias = NDArray[Any]
 """[n] numbers or booleans, one for each example."""
@@ -142,13 +143,19 @@ def _resampled(features: FloatArray, draws: int, rng: np.random.Generator) -> Fl
     """`bootstrap_sums` by drawing every example, [draws, columns]."""
     n, columns = features.shape
     out = np.empty((draws, columns))
-    step = max(1, _CHUNK // n)
+    step = max(1, _PICKS // n)
     for start in range(0, draws, step):
-        size = min(step, draws - start)
-        picks = rng.integers(0, n, size=(size, n))
-        picks += np.arange(size)[:, None] * n
-        weights = np.bincount(picks.ravel(), minlength=size * n).reshape(size, n)
-        out[start : start + size] = weights.astype(np.float64) @ features
+        picks = rng.integers(0, n, size=(min(step, draws - start), n))
+        here = out[start : start + step]
+        if columns <= 2:
+            for j in range(columns):
+                here[:, j] = features[:, j].take(picks).sum(axis=1)
+            continue
+        # How often each example was drawn, once for all columns.
+        weights = np.empty(picks.shape)
+        for row, drawn in zip(weights, picks, strict=True):
+            row[:] = np.bincount(drawn, minlength=n)
+        here[:] = weights @ features
     return out
 
 

@@ -1,6 +1,6 @@
-"""Exact tests and intervals from counts alone, for hundreds of slices of a million examples.
+"""Exact tests and intervals from sums alone, for hundreds of slices of a million examples.
 
-The tests are sums over a hypergeometric or binomial distribution, built from the ratios of
+Fisher's test is a sum over the hypergeometric distribution, built from the ratios of its
 neighbouring terms: importing scipy.stats takes longer than a whole `muscle compare`.
 """
 
@@ -9,11 +9,9 @@ from statistics import NormalDist
 
 import numpy as np
 
+from muscle.metrics.beta import binomial_half_tail
 from muscle.metrics.flips import FloatArray
 from muscle.metrics.intervals import CONFIDENCE, Interval, wilson
-
-ONE_SIDED = 2 * CONFIDENCE - 1
-"""A two-sided interval at this level has the one-sided 95 % bounds for its ends."""
 
 _TIE = 1e-7  # terms this much above the observed one are equal to it but for rounding
 
@@ -37,37 +35,22 @@ def fisher_exact(inside: int, size: int, total: int, n: int) -> float:
     if not 0 <= size <= n or not lowest <= inside <= highest:
         raise ValueError(f"fisher_exact({inside}, {size}, {total}, {n}): no such table")
     mean = size * (total / n) if n else 0.0
-    width = _width(mean * (1 - total / n)) if n else 0
+    # Beyond so many terms from the mean all together are below 1e-100.
+    width = 400 + int(40 * sqrt(mean * (1 - total / n))) if n else 0
     low = max(lowest, min(inside, int(mean) - width))
     high = min(highest, max(inside, int(mean) + width))
     i = np.arange(low, high, dtype=np.float64)
-    up = (total - i) * (size - i)
-    weights = _weights(np.log(up) - np.log((i + 1) * (n - total - size + i + 1)))
+    ratios = np.log((total - i) * (size - i)) - np.log((i + 1) * (n - total - size + i + 1))
+    logs = np.concatenate([[0.0], np.cumsum(ratios)])
+    weights: FloatArray = np.exp(logs - logs.max())
+    weights /= weights.sum()
     return float(min(1.0, weights[weights <= weights[inside - low] * (1 + _TIE)].sum()))
 
 
 def mcnemar_p(only_first: int, only_second: int) -> float:
     """The exact two-sided p of `intervals.mcnemar_exact`, from its discordant counts."""
-    discordant, smaller = only_first + only_second, min(only_first, only_second)
-    width = _width(discordant / 4)
-    low = max(0, min(smaller, discordant // 2 - width))
-    high = min(discordant, discordant // 2 + width)
-    i = np.arange(low, high, dtype=np.float64)
-    weights = _weights(np.log(discordant - i) - np.log(i + 1))
-    return float(min(1.0, 2 * weights[: smaller - low + 1].sum()))
-
-
-def _width(variance: float) -> int:
-    """Terms to keep on each side of the mean: beyond, all together are below 1e-100."""
-    return int(40 * sqrt(max(0.0, variance))) + 400
-
-
-def _weights(log_ratios: FloatArray) -> FloatArray:
-    """A distribution whose neighbouring terms have these ratios, [terms]; it sums to 1."""
-    logs = np.concatenate([[0.0], np.cumsum(log_ratios)])
-    weights: FloatArray = np.exp(logs - logs.max())
-    weights /= weights.sum()
-    return weights
+    smaller, discordant = min(only_first, only_second), only_first + only_second
+    return min(1.0, 2 * binomial_half_tail(smaller, discordant)) if discordant else 1.0
 
 
 def share_interval(
@@ -127,8 +110,3 @@ def _normal(total: float, squares: float, n: int, confidence: float) -> Interval
     spread = sqrt(max(0.0, squares / n - mean * mean) / n)
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     return Interval(mean - z * spread, mean + z * spread)
-
-
-def as_list(interval: Interval | None) -> list[float] | None:
-    """An interval as report.json has it."""
-    return None if interval is None else [interval.low, interval.high]

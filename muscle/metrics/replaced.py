@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from muscle.metrics.choices import Column, first_match, lengths_of, values_of
+from muscle.metrics.choices import first_match, lengths_of, values_of
+from muscle.metrics.columns import Column
 from muscle.metrics.pairing import JoinedTask, Pair
 
 MOST_CHOICES = 20
@@ -58,6 +59,8 @@ def _labels(choices: Column, lengths: NDArray[np.int64]) -> list[str] | None:
     size = int(lengths[0])
     if (lengths != size).any():
         return None
+    if not choices[0].equals(choices[-1]):
+        return None  # as in most tasks, and a million different texts are slow to encode
     encoded = values_of(choices).dictionary_encode()
     codes = np.asarray(encoded.indices).reshape(-1, size)
     if (codes != codes[0]).any():

@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from muscle.errors import UserError
-from muscle.metrics.choices import Column as ArrowColumn
 from muscle.metrics.choices import Integers, first_match
+from muscle.metrics.columns import Column, whole
 from muscle.metrics.flips import FloatArray
 from muscle.metrics.pairing import JoinedTask
 
@@ -147,8 +147,8 @@ def _fields(task: JoinedTask) -> dict[str, _Found]:
     return {}
 
 
-def _of_maps(column: ArrowColumn) -> dict[str, _Found]:
-    maps = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+def _of_maps(column: Column) -> dict[str, _Found]:
+    maps = whole(column)
     offsets = np.asarray(maps.offsets, dtype=np.int64)
     start, size = int(offsets[0]), int(offsets[-1] - offsets[0])
     keys = maps.keys.slice(start, size).dictionary_encode()

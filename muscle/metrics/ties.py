@@ -3,19 +3,20 @@
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from muscle.metrics.choices import (
-    Column,
     by_size,
     lengths_of,
     numbers_of,
     values_of,
 )
+from muscle.metrics.columns import Column
 from muscle.metrics.flips import BoolArray, FloatArray
 from muscle.metrics.pairing import JoinedTask, Pair
 from muscle.side import Side
-from muscle.types import AGAIN
 
 TOLERANCES = {"float32": 1e-5, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """Relative noise of a log-likelihood. For float32 what our engine promises between batches
@@ -23,6 +24,8 @@ and machines; for the others one step of their number format (machine epsilon), 
 log-likelihood then rests on logits that are no finer."""
 
 DEFAULT = "float32"
+NORMALISED = ("acc_norm", "acc_bytes")
+Gaps = dict[tuple[int, str], FloatArray | None]
 
 
 def tolerance_of(side: Side) -> float:
@@ -34,57 +37,63 @@ def _dtype(side: Side) -> str:
     return str(side.about.get("dtype", "")).removeprefix("torch.")
 
 
-def near_ties(
-    metric: str, loglikelihoods: Column, choices: Column | None, tolerance: float
-) -> BoolArray | None:
-    """Whether the two best choices of each example are closer than numeric noise, [n].
+def gaps(metric: str, loglikelihoods: Column, choices: Column | None) -> FloatArray | None:
+    """The gap between the two best choices of each example, relative to the best one, [n].
 
     Best as the deciding metric sees it: log-likelihoods as they are, per character
-    ("acc_norm") or per byte ("acc_bytes") of the choice. The gap is held against
-    `tolerance` times the size of the best one.
+    ("acc_norm") or per byte ("acc_bytes") of the choice.
 
     Args:
         metric: the deciding metric.
-        loglikelihoods: [n] lists of K numbers in nats; null is no near tie, and neither is
-            a list with NaN, without a finite best, or with one choice only.
+        loglikelihoods: [n] lists of K numbers in nats.
         choices: [n] lists of the K texts; only the two normalisations read them.
-        tolerance: relative.
 
     Returns:
-        None where the metric's normalisation is not known (acc_mutual_info), or needs
-        texts that are not there.
+        Infinity for an example without two choices: null, NaN, one choice only, no finite
+        best one. None where the metric's normalisation is not known (acc_mutual_info), or
+        needs texts that are not there.
     """
     if metric == "acc_mutual_info":
         return None
     lengths, values = lengths_of(loglikelihoods), numbers_of(loglikelihoods)
-    if metric in ("acc_norm", "acc_bytes"):
+    if metric in NORMALISED:
         sizes = None if choices is None else _text_sizes(choices, lengths, metric)
         if sizes is None:
             return None
         with np.errstate(divide="ignore", invalid="ignore"):
             values = values / sizes
-    near = np.zeros(len(lengths), dtype=np.bool_)
+    out = np.full(len(lengths), np.inf)
     for rows, (matrix,) in by_size(lengths, values):
         if matrix.shape[1] > 1:
-            # NaN sorts last, so it becomes the best, and no comparison with it holds.
-            best, second = np.partition(matrix, (-2, -1), axis=1)[:, :-3:-1].T
-            with np.errstate(invalid="ignore"):
-                near[rows] = (best - second <= tolerance * np.abs(best)) & np.isfinite(best)
-    return near
+            # NaN sorts last, so it becomes the best one, and the gap NaN.
+            two = np.partition(matrix, (-2, -1), axis=1)
+            second, best = two[:, -2], two[:, -1]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                relative = np.where(best == second, 0.0, (best - second) / np.abs(best))
+            out[rows] = np.where(np.isfinite(best) & ~np.isnan(relative), relative, np.inf)
+    return out
 
 
-def _text_sizes(choices: Column, lengths: Any, metric: str) -> FloatArray | None:
-    if (lengths_of(choices)[lengths > 0] != lengths[lengths > 0]).any():
+def near_ties(
+    metric: str, loglikelihoods: Column, choices: Column | None, tolerance: float
+) -> BoolArray | None:
+    """Whether the two best choices are closer than numeric noise, [n]; None as `gaps`."""
+    found = gaps(metric, loglikelihoods, choices)
+    return None if found is None else found <= tolerance
+
+
+def _text_sizes(choices: Column, lengths: NDArray[np.int64], metric: str) -> FloatArray | None:
+    """The characters or bytes of each choice that has a log-likelihood."""
+    has = lengths > 0
+    if (lengths_of(choices)[has] != lengths[has]).any():
         return None
     count = pc.utf8_length if metric == "acc_norm" else pc.binary_length
-    kept = pc.filter(choices, lengths > 0) if (lengths == 0).any() else choices
+    kept = choices if has.all() else pc.filter(choices, pa.array(has))
     return np.asarray(pc.fill_null(count(values_of(kept)), 0), dtype=np.float64)
 
 
-def near_ties_of(
-    task: JoinedTask, seed: int, version: str, *, all: bool = False, tolerance: float | None = None
-) -> BoolArray | None:
-    """The near ties of one version, in the order of `task.ids` (or of `everything`).
+def gaps_of(task: JoinedTask, seed: int, version: str, *, all: bool = False) -> FloatArray | None:
+    """`gaps` of one version, in the order of `task.ids` (of `task.everything` with `all`).
 
     Returns:
         None for a continuous metric and where there are no log-likelihoods.
@@ -94,10 +103,18 @@ def near_ties_of(
     loglikelihoods = task.column(seed, version, "loglikelihoods", all=all)
     if loglikelihoods is None or loglikelihoods.null_count == len(loglikelihoods):
         return None
-    choices = task.column(seed, version, "choices", all=all)
-    if tolerance is None:
-        tolerance = tolerance_of(task.sides[seed, version])
-    return near_ties(task.metric, loglikelihoods, choices, tolerance)
+    choices = None
+    if task.metric in NORMALISED:
+        choices = task.column(seed, version, "choices", all=all)
+    return gaps(task.metric, loglikelihoods, choices)
+
+
+def near_ties_of(
+    task: JoinedTask, seed: int, version: str, *, all: bool = False
+) -> BoolArray | None:
+    """The near ties of one version by its own tolerance; order and None as `gaps_of`."""
+    found = gaps_of(task, seed, version, all=all)
+    return None if found is None else found <= tolerance_of(task.sides[seed, version])
 
 
 def near_tie_block(task: JoinedTask) -> dict[str, Any] | None:
@@ -109,48 +126,57 @@ def near_tie_block(task: JoinedTask) -> dict[str, Any] | None:
     Returns:
         None where no version's near ties are known; else {
             "tolerance": the largest one, relative,
-            "versions": {version: near ties; None where unknown},
+            "versions": {version, or "again": near ties; None where unknown},
             "pairs": {pair: {"negative", "positive": flips where either side is a near tie,
                 "nfr_without": NFR of the other examples (a mean over seeds), None if there
-                are none}}, a pair is missing where either side is unknown,
-            "note": which versions' dtype is not known, so that float32's is assumed; or None}
+                are none}}; without the pairs of which a side is unknown,
+            "note": whose dtype is not known, so that float32's is assumed; or None}
     """
-    versions: tuple[str, ...] = (*task.versions, *((AGAIN,) if task.again else ()))
-    tolerances = {v: max(tolerance_of(task.sides[s, v]) for s in task.seeds) for v in versions}
+    found = {(s, v): gaps_of(task, s, v) for s in task.seeds for v in task.names}
+    tolerances = {v: max(tolerance_of(task.sides[s, v]) for s in task.seeds) for v in task.names}
     counts: dict[str, int | None] = {}
-    for version in versions:
-        near = [near_ties_of(task, s, version) for s in task.seeds]
-        known = [n for n in near if n is not None]
+    for version in task.names:
+        near = [_near(found, s, version, tolerances[version]) for s in task.seeds]
+        known = [values for values in near if values is not None]
         counts[version] = int(np.any(known, axis=0).sum()) if len(known) == len(near) else None
     if all(count is None for count in counts.values()):
         return None
-    unknown = [v for v in versions if any(_dtype(task.sides[s, v]) == "" for s in task.seeds)]
-    pairs = {
-        f"{a}->{b}": _pair(task, (a, b), max(tolerances[a], tolerances[b])) for a, b in task.pairs
-    }
+    pairs = {}
+    for pair in task.pairs:
+        tolerance = max(tolerances[v] for v in pair)
+        block = _pair(task, pair, {k: _near(found, *k, tolerance) for k in found})
+        if block is not None:
+            pairs[f"{pair[0]}->{pair[1]}"] = block
+    unknown = [
+        v for v in task.names if any(_dtype(task.sides[s, v]) not in TOLERANCES for s in task.seeds)
+    ]
     return {
         "tolerance": max(tolerances.values()),
         "versions": counts,
-        "pairs": {name: block for name, block in pairs.items() if block is not None},
-        "note": f"dtype of {', '.join(unknown)} unknown: float32 assumed" if unknown else None,
+        "pairs": pairs,
+        "note": f"dtype of {', '.join(unknown)} not known: as {DEFAULT}" if unknown else None,
     }
 
 
-def _pair(task: JoinedTask, pair: Pair, tolerance: float) -> dict[str, Any] | None:
+def _near(found: Gaps, seed: int, version: str, tolerance: float) -> BoolArray | None:
+    values = found[seed, version]
+    return None if values is None else values <= tolerance
+
+
+def _pair(
+    task: JoinedTask, pair: Pair, near: dict[tuple[int, str], BoolArray | None]
+) -> dict[str, Any] | None:
     negative = np.zeros(task.n, dtype=np.bool_)
     positive = np.zeros(task.n, dtype=np.bool_)
     rates: list[float | None] = []
     for seed in task.seeds:
-        near = np.zeros(task.n, dtype=np.bool_)
-        for version in pair:
-            found = near_ties_of(task, seed, version, tolerance=tolerance)
-            if found is None:
-                return None
-            near |= found
-        worse = task.worse(seed, pair)
-        negative |= worse & near
-        positive |= task.better(seed, pair) & near
-        rates.append(float(worse[~near].mean()) if (~near).any() else None)
+        first, second = (near[seed, version] for version in pair)
+        if first is None or second is None:
+            return None
+        close, worse = first | second, task.worse(seed, pair)
+        negative |= worse & close
+        positive |= task.better(seed, pair) & close
+        rates.append(None if close.all() else float(worse[~close].mean()))
     known = [rate for rate in rates if rate is not None]
     return {
         "negative": int(negative.sum()),

@@ -52,10 +52,11 @@ def floor_block(sums: TaskSums, seeds: Seeds) -> dict[str, Any] | None:
 def _excess(sums: TaskSums, seeds: Seeds, pair: Pair) -> dict[str, Any]:
     update, floor = sums.worse(seeds, pair), sums.worse(seeds, FLOOR)
     value = sums.rate("nfr", seeds, pair)[0] - sums.rate("nfr", seeds, FLOOR)[0]
+    difference = difference_bounds(update, floor)
     p = mcnemar_exact(update[0], floor[0]).p if len(seeds) == 1 and sums.task.n else None
     return {
         "nfr": number(value),
-        "ci95": {"nfr": bounds(difference_bounds(update, floor, CONFIDENCE))},
-        "bounds95": {"nfr": bounds(difference_bounds(update, floor))},
+        "ci95": {"nfr": bounds(difference.at(CONFIDENCE))},
+        "bounds95": {"nfr": bounds(difference.at())},
         "p": p,
     }

@@ -34,7 +34,7 @@ REDUCTIONS = ("nfr", "nfr_relative", "relative_nfr", "relative_nfr_relative", "m
 def version_block(sums: TaskSums, seeds: Seeds, version: Version) -> dict[str, Any]:
     """A version's mean score, its interval, its one-sided bounds."""
     if sums.task.continuous or len(seeds) > 1:
-        one_sided = sums.score_bounds(seeds, version, BOUND)
+        one_sided = sums.score_bounds(seeds, version).at()
     else:
         one_sided = clopper_pearson(sums.column(seeds[0], version)[0], sums.task.n)
     return {
@@ -98,6 +98,7 @@ def pair_block(sums: TaskSums, seeds: Seeds, pair: Pair) -> dict[str, Any]:
     """The counts and rates of a pair, with their intervals and bounds."""
     task = sums.task
     values = {name: sums.rate(name, seeds, pair) for name in RATES}
+    gain = sums.gain_bounds(seeds, pair)
     capa = capa_interval(task, seeds, pair)
     one = len(seeds) == 1 and task.n > 0
     return {
@@ -113,13 +114,13 @@ def pair_block(sums: TaskSums, seeds: Seeds, pair: Pair) -> dict[str, Any]:
         "ci95": {
             **{name: rate_interval(sums, seeds, pair, name, a) for name, a in values.items()},
             "capa": bounds(capa[1]),
-            "gain": bounds(sums.gain_bounds(seeds, pair, CONFIDENCE)),
+            "gain": bounds(gain.at(CONFIDENCE)),
         },
         "bounds95": {
             "nfr": bounds(rate_bounds(sums.worse(seeds, pair))),
             "pfr": bounds(rate_bounds(sums.better(seeds, pair))),
             "relative_nfr": bounds(_relative_bounds(sums, seeds, pair, values["relative_nfr"])),
-            "gain": bounds(sums.gain_bounds(seeds, pair, BOUND)),
+            "gain": bounds(gain.at()),
         },
     }
 
@@ -192,6 +193,6 @@ def reduction_block(sums: TaskSums, seeds: Seeds) -> dict[str, Any] | None:
             else bounds(percentile_interval(arrays[name][1:]))
             for name in REDUCTIONS
         },
-        "bounds95": {"nfr": bounds(difference_bounds(compat, new))},
+        "bounds95": {"nfr": bounds(difference_bounds(compat, new).at())},
         "p": mcnemar_exact(new[0], compat[0]).p if one else None,
     }

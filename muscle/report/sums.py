@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from muscle.metrics.bounds import mean_bounds
+from muscle.metrics.bounds import MeanBounds
 from muscle.metrics.flips import RATES, BoolArray, FloatArray, PairSums, ratio
-from muscle.metrics.intervals import CONFIDENCE, Column, Interval, bootstrap_sums
+from muscle.metrics.intervals import Column, Interval, bootstrap_sums
 from muscle.metrics.pairing import FLOOR, AnyPair, JoinedTask
 
 Seeds = tuple[int, ...]
@@ -110,23 +110,20 @@ class TaskSums:
         most = max((float(s.max()) for s in scores), default=1.0)
         return (0.0, 1.0) if 0 <= least and most <= 1 else (least, most)
 
-    def score_bounds(self, seeds: Seeds, version: str, confidence: float) -> Interval | None:
+    def score_bounds(self, seeds: Seeds, version: str) -> MeanBounds:
         """Bounds of a version's mean score."""
         values = self._over_seeds(seeds, version)
-        drawn = self.scores(seeds, version)[1:]
-        return mean_bounds(values, *self.span, confidence, drawn)
+        return MeanBounds(values, *self.span, self.scores(seeds, version)[1:])
 
     def gain(self, seeds: Seeds, pair: AnyPair) -> FloatArray:
         """Score of the second version less that of the first, [1 + draws]."""
         return self.scores(seeds, pair[1]) - self.scores(seeds, pair[0])
 
-    def gain_bounds(
-        self, seeds: Seeds, pair: AnyPair, confidence: float = CONFIDENCE
-    ) -> Interval | None:
+    def gain_bounds(self, seeds: Seeds, pair: AnyPair) -> MeanBounds:
         """Bounds of the gain; an example's score can change by no more than the span."""
         before, after = (self._over_seeds(seeds, version) for version in pair)
         most = self.span[1] - self.span[0]
-        return mean_bounds(after - before, -most, most, confidence, self.gain(seeds, pair)[1:])
+        return MeanBounds(after - before, -most, most, self.gain(seeds, pair)[1:])
 
     def _over_seeds(self, seeds: Sequence[int], version: str) -> FloatArray:
         total: FloatArray = np.mean([self.task.scores[s, version] for s in seeds], axis=0)

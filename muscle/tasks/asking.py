@@ -3,12 +3,13 @@
 import json
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from muscle.errors import UserError
 from muscle.tasks import examples as reading
 from muscle.tasks.prompting import PLAIN, Prompting
+from muscle.tasks.rows import row_hash, short_fields
 from muscle.types import Request
 
 # The harness's default seed of few-shot examples, so that our prompts are its prompts.
@@ -17,13 +18,18 @@ FEWSHOT_SEED = 1234
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One evaluation example with the harness's instances of its plain requests."""
+    """One evaluation example with the harness's instances of its plain requests.
+
+    document, fields  of its row, see `muscle.tasks.rows`
+    """
 
     id: str
     doc: Any
     instances: list[Any]
     choices: tuple[str, ...] | None
     gold: str
+    document: str = ""
+    fields: dict[str, str] = field(default_factory=dict)
 
 
 def build_items(task: Any, name: str, limit: int | None) -> list[Item]:
@@ -51,8 +57,10 @@ def build_items(task: Any, name: str, limit: int | None) -> list[Item]:
         # The instances' document: a task may shuffle choices each time it is read.
         doc = instances[0].doc
         choices, gold = _read(task, doc, name, row)
-        items.append(Item(example, doc, instances, choices, gold))
-    return items
+        items.append(Item(example, doc, instances, choices, gold, row_hash(doc)))
+    asked = [reading.question(item.instances) for item in items]
+    short = short_fields([i.doc for i in items], asked, [i.gold for i in items])
+    return [replace(item, fields=found) for item, found in zip(items, short, strict=True)]
 
 
 def build_instances(task: Any, limit: int | None, prompting: Prompting = PLAIN) -> list[list[Any]]:

@@ -9,7 +9,10 @@ from muscle.errors import UserError
 from muscle.tasks import examples as reading
 from muscle.tasks.asking import Item, kinds_of, reason, repeats
 from muscle.tasks.deciding import Deciding
-from muscle.types import Answer, Output, Prediction
+from muscle.types import Answer, Output, Prediction, Truncated, lost
+
+SEVERAL = "\n\n"
+"""Between a model's several answers to one question (votes)."""
 
 # What the harness makes of one example: {filter: {metric: value}}.
 Results = Mapping[str, Mapping[str, Any]]
@@ -141,6 +144,10 @@ class Judge:
             choices=item.choices,
             loglikelihoods=lls,
             error=error,
+            response=_response(answer),
+            truncated=_truncated(answer),
+            document=item.document,
+            fields=item.fields,
         )
 
     def _metrics(self, results: Results) -> dict[str, float]:
@@ -276,6 +283,18 @@ def matched(ids: Sequence[str], answers: Sequence[Answer], task: str) -> Mapping
                 "of the same task, data and limit?"
             )
     return by_id
+
+
+def _response(answer: Answer) -> str | None:
+    """What the model wrote, all of it where a task asks for several answers; None: nothing."""
+    texts = [output.text for output in answer.outputs if output.text is not None]
+    return SEVERAL.join(texts) if texts else None
+
+
+def _truncated(answer: Answer) -> Truncated | None:
+    """What did not fit in any of an example's requests."""
+    found = {part for o in answer.outputs for part in (o.truncated or "").split(" and ")}
+    return lost("prompt" in found, "answer" in found)
 
 
 def _per_byte(item: Item, answer: Answer, values: Mapping[str, Any]) -> float | None:

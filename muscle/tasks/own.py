@@ -13,6 +13,7 @@ from muscle.errors import UserError
 from muscle.tasks.files import Row, read_rows, to_dataset
 from muscle.tasks.harness import quiet
 from muscle.tasks.rouge import rouge1
+from muscle.tasks.rows import OWN, own_row
 
 CHOICE_METRICS = ("acc", "acc_norm")
 TEXT_METRICS = ("exact_match", "rouge1")
@@ -109,7 +110,8 @@ def _rouge1(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
 
 
 def _dataset(config: TaskConfig, key: str, path: str, render: Callable[[Row, str], str]) -> Any:
-    """The rows of a file as documents {id, prompt, choices, gold} or {id, prompt, answer}."""
+    """The rows of a file as documents {id, prompt, choices, gold} or {id, prompt, answer},
+    with the row itself as JSON."""
     docs = []
     for row in read_rows(path, f"task.{key}"):
         where = f"{path}, row {row.number}"
@@ -123,6 +125,7 @@ def _dataset(config: TaskConfig, key: str, path: str, render: Callable[[Row, str
                 choices = _field(row, choices, "choices", where)
             doc["choices"] = _choice_texts(choices, where)
             doc["gold"] = _gold(gold, choices, doc["choices"], where)
+        doc[OWN] = own_row(row.fields)
         docs.append(doc)
     return to_dataset(docs, path)
 

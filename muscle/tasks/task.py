@@ -193,11 +193,17 @@ class Task:
     def evaluation_fingerprint(
         self, limit: int | None = None, prompting: Prompting | None = None
     ) -> str:
-        """sha256 over queries, gold answers, and how answers are judged."""
+        """sha256 over queries, gold answers, how answers are judged, and the rows behind them."""
         config = self._harness.config
         judging = [self.metric, self.filter, self.version, config.metric_list, config.filter_list]
         items = [
-            (item.id, item.gold, item.choices, [astuple(request) for request in query.requests])
+            (
+                item.id,
+                item.gold,
+                item.choices,
+                [astuple(request) for request in query.requests],
+                item.document,
+            )
             for item, query in zip(self._items(limit), self.queries(limit, prompting), strict=True)
         ]
         return _sha256([judging, items])

@@ -179,6 +179,26 @@ def test_other_architectures(kind: str, tmp_path: Path) -> None:
     )
 
 
+# -- what does not fit
+
+
+def test_a_context_that_loses_its_beginning_is_told(tiny: Engine) -> None:
+    """HFLM keeps max_length + 1 tokens, since the last one is only predicted."""
+    tokenizer, lost = tiny.tokenizer, {}
+    for words in range(20, 70):
+        context = " the" * words
+        size = len(tokenizer(context + " dog")["input_ids"])
+        (answer,) = tiny.answer("base", scoring([(context, " dog")]))
+        lost[size] = answer.outputs[0].truncated
+    assert {WINDOW + 1, WINDOW + 2} <= lost.keys()
+    assert lost == {size: "prompt" if size > WINDOW + 1 else None for size in lost}
+
+
+def test_a_document_is_read_in_windows_and_loses_nothing(tiny: Engine) -> None:
+    (answer,) = tiny.answer("base", [Query("d", (Request("loglikelihood_rolling", LONG),))])
+    assert answer.outputs[0].truncated is None and answer.outputs[0].loglikelihood < 0
+
+
 # -- answers that cannot be had
 
 

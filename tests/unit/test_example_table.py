@@ -196,12 +196,17 @@ def test_waived_flips_are_counted_nowhere(tmp_path):
         assert less > 0 or pair == "new->compat"
         assert block["negative"] == same["negative"] - less
         assert block["both_right"] == same["both_right"] + less
-        assert sum(block[c] for c in ("both_right", "negative", "positive")) + (
-            block["both_wrong_same"] + block["both_wrong_different"]
-        ) == after["n"] == before["n"]
+        assert (
+            sum(block[c] for c in ("both_right", "negative", "positive"))
+            + (block["both_wrong_same"] + block["both_wrong_different"])
+            == after["n"]
+            == before["n"]
+        )
         assert block["nfr"] == pytest.approx(block["negative"] / after["n"])
         assert block["nfr_mc"] <= same["nfr_mc"] and block["positive"] == same["positive"]
-        assert block["gain"] == same["gain"] and block["bounds95"]["gain"] == same["bounds95"]["gain"]
+        assert (
+            block["gain"] == same["gain"] and block["bounds95"]["gain"] == same["bounds95"]["gain"]
+        )
         assert block["bounds95"]["nfr"][1] <= same["bounds95"]["nfr"][1]
     assert after["versions"] == before["versions"]
     floor = int((task.worse(0, ("old", "again")) & gone).sum())

@@ -240,6 +240,65 @@ def test_finished_rows_cost_nothing(
     assert sum(steps) == sum(lengths.values()) - len(texts)
 
 
+# -- what does not fit
+
+
+def fits(
+    model: Any, tokenizer: Any, text: str, until: list[str], limit: int, window: int
+) -> str | None:
+    """What is lost of a prompt and its greedy answer, token by token."""
+    context = tokenizer(text)["input_ids"]
+    kept = context[-(window - limit) :]
+    made: list[int] = []
+    ended = False
+    while len(made) < limit and not ended:
+        logits = model(torch.tensor([kept + made])).logits
+        made.append(int(logits[0, -1].argmax()))
+        text = tokenizer.decode(made)
+        ended = made[-1] == tokenizer.eos_token_id or any(stop in text for stop in until)
+    lost = [
+        name for name, is_lost in (("prompt", kept != context), ("answer", not ended)) if is_lost
+    ]
+    return " and ".join(lost) or None
+
+
+@pytest.mark.parametrize("way", ["ours", "transformers", "continuous"])
+def test_what_does_not_fit_is_told(
+    lover: Any, tokenizer: Any, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = PROMPTS["two groups"] + PROMPTS["longer than the window"]
+    if way == "transformers":
+        monkeypatch.setattr("muscle.evaluation.support.can_decode", lambda model: False)
+    seen = set()
+    for until, limit in (([], 1), ([], 12), (["e", " q"], 12)):
+        wish = prompts(tokenizer, texts, until=until, max_gen_toks=limit)
+        outputs = generate(lover, tokenizer, wish, 60, 64, continuous=way == "continuous")
+        found = [out.truncated for out in outputs]  # type: ignore[union-attr]
+        assert found == [fits(lover, tokenizer, text, until, limit, 60) for text in texts]
+        seen |= set(found)
+    assert seen == {None, "prompt", "answer", "prompt and answer"}
+
+
+def test_beams_tell_it_too(lover: Any, model: Any, tokenizer: Any) -> None:
+    """A finished beam holds EOS, or is shorter than it may be."""
+    texts, found = PROMPTS["all"], []
+    for one, limit in ((lover, 30), (model, 3)):
+        wish = prompts(tokenizer, texts, num_beams=2, max_gen_toks=limit)
+        outputs = generate(one, tokenizer, wish, WINDOW, 64)
+        found.append({out.truncated for out in outputs})  # type: ignore[union-attr]
+    assert None in found[0] and found[1] == {"answer"}
+
+
+def test_a_window_that_just_holds_a_prompt_cuts_nothing(model: Any, tokenizer: Any) -> None:
+    (wish,) = prompts(tokenizer, ["To open a jar"], max_gen_toks=4)
+    length = len(wish.context)
+    lost = [
+        generate(model, tokenizer, [wish], window, 64)[0].truncated  # type: ignore[union-attr]
+        for window in (length + 4, length + 3)
+    ]
+    assert lost == ["answer", "prompt and answer"]
+
+
 # -- the shared prefix runs once
 
 

@@ -183,11 +183,14 @@ def test_the_text_is_our_own_engines(model: str) -> None:
         for c, context in enumerate(contexts)
         for i, one in enumerate(settings)
     ]
-    expected = engine.answer("v", queries)
+    expected, lost = engine.answer("v", queries), set()
     for one in requests.of(queries):
         assert isinstance(one, Prompted)
-        text = requests.text(greedy(engine.model, one), one.until)
-        assert text == expected[one.row].outputs[0].text
+        limit = one.sampling["max_tokens"]
+        made = requests.output(greedy(engine.model, one), one.until, limit, one.shortened)
+        assert made == expected[one.row].outputs[0]
+        lost.add(made.truncated)
+    assert lost == {None, "prompt", "answer", "prompt and answer"}
 
 
 def make_set(folder: Path, *queries: Query, rows: int = 2) -> tuple[QuerySet, Ask]:
@@ -200,7 +203,8 @@ def make_set(folder: Path, *queries: Query, rows: int = 2) -> tuple[QuerySet, As
 def test_a_group_is_assembled_when_it_is_whole(tmp_path: Path) -> None:
     queries, one = make_set(tmp_path, ask("a", "x", "x", "x"), ask("b", "y"), ask("c", "z"))
     base = BaseJob(VersionConfig(model="m"), {"new": None}, (queries,))
-    write_loose(one, 0, [Loose(0, 2, "third"), Loose(1, 0, None, "vLLM failed: no")])
+    third = Loose(0, 2, "third", truncated="answer")
+    write_loose(one, 0, [third, Loose(1, 0, None, "vLLM failed: no")])
     assert not assemble(queries, one, 0)
     write_loose(one, 0, [Loose(0, 0, "first")])
     assert not assemble(queries, one, 0)
@@ -211,7 +215,14 @@ def test_a_group_is_assembled_when_it_is_whole(tmp_path: Path) -> None:
     assert assemble(queries, one, 0)  # once more does nothing
     assert pending(base) == {}
     assert collect(queries, one) == [
-        Answer("a", (Output(text="first"), Output(text="second"), Output(text="third"))),
+        Answer(
+            "a",
+            (
+                Output(text="first"),
+                Output(text="second"),
+                Output(text="third", truncated="answer"),
+            ),
+        ),
         Answer("b", (), "vLLM failed: no"),
         Answer("c", (Output(text=""),)),
     ]

@@ -1,0 +1,343 @@
+"""`muscle compare`: from files of judged examples to the report, without torch or Ray."""
+
+import dataclasses
+import json
+import platform
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version as library_version
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from rich.console import Console
+
+from muscle import __version__, storage
+from muscle.errors import UserError
+from muscle.inputs import Asked, Columns
+from muscle.inputs.source import entries
+from muscle.inputs.versions import (
+    Opened,
+    Paths,
+    common_name,
+    find_versions,
+    known_groups,
+    open_versions,
+)
+from muscle.metrics.pairing import JoinedTask, join_sides
+from muscle.report.build import ReportOptions, report_of
+from muscle.report.text import one_line
+from muscle.side import Side
+
+if TYPE_CHECKING:
+    from muscle.gate import Limits
+
+Text = Literal["page", "all", "none"]
+
+EXAMPLES, REPORT = "examples.parquet", "report.json"
+WRITTEN = (
+    REPORT,
+    "report.md",
+    "report.html",
+    "report.csv",
+    "flips.csv",
+    EXAMPLES,
+    "gate.json",
+    "junit.xml",
+)
+"""What a comparison leaves in its output folder, and nothing else."""
+
+_LIBRARIES = ("numpy", "pyarrow", "scipy")
+_POSITIONS = ("old", "new", "compat")
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What is typed after `muscle compare`; a field is called like its flag.
+
+    old, new, compat, noise_floor  a path, or one per seed with commas between them; without
+        `new`, `old` is the output folder of a run, with the versions in it
+    """
+
+    old: str
+    new: str | None = None
+    compat: str | None = None
+    output: str = ""
+    noise_floor: str | None = None
+    task: tuple[str, ...] = ()
+    metric: str | None = None
+    filter: str | None = None
+    id: str | None = None
+    correct: str | None = None
+    score: str | None = None
+    answer: str | None = None
+    gold: str | None = None
+    question: str | None = None
+    task_column: str | None = None
+    slice: tuple[str, ...] = ()
+    min_slice: int = 50
+    group: tuple[str, ...] = ()
+    common: bool = False
+    text: str = "page"
+    draws: int = ReportOptions.draws
+    seed: int = ReportOptions.seed
+    max_nfr: str | None = None
+    max_excess_nfr: str | None = None
+    max_relative_nfr: str | None = None
+    min_gain: str | None = None
+    must_keep: str | None = None
+    waive: str | None = None
+    pair: str | None = None
+
+    def command(self) -> str:
+        """The command line that makes this comparison again."""
+        words = ["muscle", "compare", *(p for n in _POSITIONS if (p := getattr(self, n)))]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in _POSITIONS or value == field.default:
+                continue
+            flag = "--" + field.name.replace("_", "-")
+            for one in value if isinstance(value, tuple) else [value]:
+                words += [flag] if one is True else [flag, str(one)]
+        return shlex.join(words)
+
+    def limits(self) -> "Limits | None":
+        """What the gate holds the report against; None: nothing was asked for.
+
+        Raises:
+            UserError: a limit that makes no sense, or waivers without a limit.
+        """
+        from muscle.gate import make_limits
+
+        names = ("max_nfr", "max_excess_nfr", "max_relative_nfr", "min_gain", "must_keep", "waive")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if not given:
+            if self.pair is not None:
+                raise UserError("--pair says what limits are for: give one, e.g. --max-nfr 0.02")
+            return None
+        judged = "max_nfr" in given or "min_gain" in given
+        return make_limits(**given, slices=self.slice if judged else ())
+
+    def asked(self, paths: Paths) -> Asked:
+        """What is wanted of each version's files."""
+        unnamed = self.task[0] if len(self.task) == 1 else common_name(paths)
+        columns = Columns(
+            self.id,
+            self.correct,
+            self.score,
+            self.answer,
+            self.gold,
+            self.question,
+            self.task_column,
+        )
+        return Asked(columns, self.metric, self.filter, self.task, unnamed)
+
+
+def compare(request: Comparison, console: Console) -> int:
+    """Open, join, count, write, and hold against limits if there are any.
+
+    Returns the exit code: 0, or what the gate says (1 fail, 3 not enough evidence).
+
+    Raises:
+        UserError: whatever is wrong with the files or the flags; a report that was there
+            before is then as it was.
+    """
+    limits, text = request.limits(), _text(request.text)
+    groups = _groups(request.group)
+    check_output(request.output)
+    paths = find_versions(request.old, request.new, request.compat, request.noise_floor)
+    with console.status("reading predictions"):
+        opened = open_versions(paths, request.asked(paths))
+        tasks = join_sides(opened, common=request.common)
+    _refuse_nothing(tasks)
+    options = ReportOptions(
+        draws=request.draws,
+        seed=request.seed,
+        slices=tuple(s.partition("=")[0] for s in request.slice) or None,
+        min_slice=request.min_slice,
+        text=text,
+        groups=known_groups(opened) | _checked_groups(groups, tasks),
+    )
+    with console.status("counting flips"):
+        report = report_of(tasks, _provenance(request, opened), options)
+    _show(report, opened, console)
+    with console.status("writing the report"):
+        write_numbers(request.output, tasks, report, text)
+        if limits is None:
+            write_pages(request.output)
+    code = 0 if limits is None else _gate(request, limits, console)
+    for name in WRITTEN:
+        path = storage.join(request.output, name)
+        if storage.exists(path):
+            console.print(path, highlight=False, markup=False, soft_wrap=True)
+    return code
+
+
+def write_numbers(
+    output: str, tasks: Mapping[str, JoinedTask], report: Mapping[str, Any], text: Text
+) -> None:
+    """Put examples.parquet, then report.json into a folder, in place of an earlier comparison's.
+
+    What an earlier one left goes first: its verdict and page would be of other numbers.
+
+    Raises:
+        UserError: a file can't be written.
+        ValueError: the report holds NaN or infinity.
+    """
+    from muscle.report.example_table import write_example_table
+
+    data = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    for name in WRITTEN:
+        storage.remove(storage.join(output, name))
+    write_example_table(storage.join(output, EXAMPLES), tasks, text)
+    encoded = data.encode("utf-8", "backslashreplace")
+    storage.write_bytes(storage.join(output, REPORT), encoded)
+
+
+def write_pages(output: str) -> None:
+    """The page, the Markdown and the tables of a folder that holds a report's numbers.
+
+    Raises:
+        UserError: a file can't be read or written.
+    """
+    from muscle.report.html import write_csv, write_markdown, write_page
+
+    write_csv(output)
+    write_markdown(output)
+    write_page(output)
+
+
+def check_output(output: str) -> None:
+    """Refuse a folder in which there is anything but an earlier comparison; writes nothing.
+
+    Raises:
+        UserError: it is a file, or holds files that no comparison left.
+    """
+    if not output:
+        raise UserError("--output is empty: name a folder for the report")
+    storage.check_folder("--output", output)
+    if not storage.exists(output):
+        return
+    names, folders = entries(output)
+    others = [name for name in [*names, *folders] if name not in WRITTEN]
+    if others:
+        raise UserError(
+            f"--output {output} holds {one_line(others[0], 80)!r}, which no comparison wrote: name "
+            "a folder of its own"
+        )
+
+
+def _text(given: str) -> Text:
+    for known in get_args(Text):
+        if given == known:
+            return known
+    raise UserError(f"--text is {given!r}: give page, all or none")
+
+
+def _groups(given: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for text in given:
+        name, equals, tasks = text.partition("=")
+        names = tuple(dict.fromkeys(t.strip() for t in tasks.split(",") if t.strip()))
+        if not equals or not name.strip() or not names:
+            raise UserError(f"--group {text!r}: write it as NAME=TASK,TASK")
+        if name.strip() in found:
+            raise UserError(f"--group: the name {name.strip()!r} is given twice")
+        found[name.strip()] = names
+    return found
+
+
+def _checked_groups(
+    groups: Mapping[str, tuple[str, ...]], tasks: Mapping[str, JoinedTask]
+) -> dict[str, tuple[str, ...]]:
+    for name, members in groups.items():
+        for member in members:
+            if member not in tasks:
+                raise UserError(f"--group {name}: no task {member!r}, only {', '.join(tasks)}")
+    return dict(groups)
+
+
+def _refuse_nothing(tasks: Mapping[str, JoinedTask]) -> None:
+    if all(task.n == 0 for task in tasks.values()):
+        name, task = next(iter(tasks.items()))
+        raise UserError(
+            f"no example is scored in all versions: of task '{name}', {task.unscored} are unscored "
+            "in one of them at least"
+        )
+
+
+def _provenance(request: Comparison, opened: Opened) -> dict[str, Any]:
+    """Where the numbers come from; nothing in it changes between equal comparisons."""
+    inputs: dict[str, Any] = {}
+    for seed, versions in opened.items():
+        for version, sides in versions.items():
+            name = f"{version} (seed {seed})" if len(opened) > 1 else version
+            inputs[name] = {task: _input(side) for task, side in sides.items()}
+    return {
+        "muscle": __version__,
+        "libraries": {name: library_version(name) for name in _LIBRARIES},
+        "python": platform.python_version(),
+        "command": request.command(),
+        "bootstrap": {"draws": request.draws, "seed": request.seed},
+        "inputs": inputs,
+    }
+
+
+def _input(side: Side) -> dict[str, Any]:
+    files = {file["path"]: storage.sha256(file["path"]) for file in side.about.get("files", ())}
+    return {**side.about, "files": {path: f"sha256:{digest}" for path, digest in files.items()}}
+
+
+def _show(
+    report: Mapping[str, Any],
+    opened: Opened,
+    console: Console,
+) -> None:
+    """What limits the comparison first, then the tables."""
+    from muscle.report.table import print_table
+
+    notes = dict.fromkeys(
+        note
+        for versions in opened.values()
+        for sides in versions.values()
+        for side in sides.values()
+        for note in side.about.get("notes", ())
+    )
+    for name, task in report["tasks"].items():
+        for found in task.get("comparability", ()):
+            values = ", ".join(f"{v}: {text}" for v, text in found["values"].items())
+            parts = [f"{name}: {found['what']}", values, found.get("note") or ""]
+            notes.setdefault("; ".join(part for part in parts if part))
+    for note in notes:
+        _say(f"note: {one_line(note, 600)}", console)
+    print_table(dict(report), console)
+
+
+def _say(text: str, console: Console) -> None:
+    console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
+def _gate(request: Comparison, limits: "Limits", console: Console) -> int:
+    """The verdict, which the page then shows."""
+    from muscle.gate import judge, print_gate
+
+    try:
+        result = judge(request.output, limits, pair=request.pair)
+    finally:  # also without a verdict, as when a listed id is unknown
+        write_pages(request.output)
+    print_gate(result.gate, console)
+    return int(result.exit_code)
+
+
+def compare_files(**flags: Any) -> int:
+    """`muscle compare` with its parsed arguments, called like the fields of `Comparison`.
+
+    Returns the exit code, see `compare`.
+
+    Raises:
+        UserError: whatever a user can mend.
+    """
+    several = {f.name for f in dataclasses.fields(Comparison) if isinstance(f.default, tuple)}
+    given: dict[str, Any] = {
+        name: tuple(v) if name in several else v for name, v in flags.items() if v is not None
+    }
+    return compare(Comparison(**given), Console())

@@ -1,0 +1,310 @@
+"""The verdict: a pure function of a report and limits.
+
+A gate is a test of non-inferiority. It passes a limit only when the one-sided 95 % bound
+lies inside, fails it when the other bound lies outside, and says so when neither is the
+case. All tasks have to pass, each at 95 %: a gate that lets a bad update through must err
+in the one task where it is bad, which happens in at most 5 % of cases (the
+intersection-union test: Berger 1982), so no correction for many tasks is needed.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from typing import Any, Literal
+
+from muscle.errors import UserError
+from muscle.gate import words
+from muscle.gate.limits import MUST_KEEP, LimitName, Limits
+from muscle.gate.reading import Found, choose_pair, find, part
+from muscle.metrics.power import examples_for_bound, examples_for_difference, examples_for_rate
+from muscle.report.text import one_line
+
+SCHEMA = "muscle.gate/1"
+SLICE_LIMITS = ("max_nfr", "min_gain")
+
+Verdict = Literal["pass", "fail", "not enough evidence"]
+PASS: Verdict = "pass"
+FAIL: Verdict = "fail"
+UNSURE: Verdict = "not enough evidence"
+EXIT_CODES: dict[Verdict, int] = {PASS: 0, FAIL: 1, UNSURE: 3}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One limit on one task or slice; an entry of gate.json.
+
+    value, lower, upper  the number and its one-sided 95 % bounds, fractions or None
+    unwaived             the value before waivers, where there are any
+    needed_n             for "not enough evidence": about how many examples would do
+    """
+
+    task: str
+    slice: dict[str, str] | None
+    limit: str
+    delta: float
+    value: float | None
+    lower: float | None
+    upper: float | None
+    n: int
+    verdict: Verdict
+    needed_n: int | None
+    text: str
+    unwaived: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What became of the examples that may not flip; ids are those of their task.
+
+    counts   how many of them each task has
+    flipped  task, id and whether a waiver allows it
+    """
+
+    file: str
+    ids: int
+    counts: Mapping[str, int]
+    flipped: Sequence[Mapping[str, Any]]
+    unscored: Sequence[Mapping[str, str]]
+
+
+def decide(
+    report: Mapping[str, Any],
+    limits: Limits,
+    *,
+    pair: str | None = None,
+    kept: Kept | None = None,
+    waivers: Sequence[Mapping[str, Any]] = (),
+    before: Mapping[str, Any] | None = None,
+    today: date | None = None,
+) -> dict[str, Any]:
+    """Hold a report against limits.
+
+    Args:
+        report: report.json's content, its waived flips not counted.
+        pair: "old->compat" or another; None: that one where it is, else old->new.
+        kept: what became of the must-keep examples, if there is such a list.
+        waivers: entries of gate.json's `waivers`, copied.
+        before: the report with waived flips counted, to show both numbers.
+        today: stands in gate.json as `created`.
+
+    Returns:
+        The content of gate.json.
+
+    Raises:
+        UserError: a limit that this report can't be held against.
+    """
+    chosen = choose_pair(report, pair)
+    checks = list(_checks(report, limits, chosen, before))
+    if kept is not None:
+        checks += _keep_checks(kept)
+    verdict = overall([check.verdict for check in checks])
+    return {
+        "schema": SCHEMA,
+        "verdict": verdict,
+        "reason": words.reason(verdict, [asdict(c) for c in checks], chosen, waivers),
+        "pair": chosen,
+        "limits": limits.given(),
+        "slices": [*limits.slices],
+        "checks": [asdict(check) for check in checks],
+        "must_keep": None if kept is None else _kept_block(kept),
+        "waivers": [dict(waiver) for waiver in waivers],
+        "notes": list(_notes(report, limits)),
+        "created": None if today is None else today.isoformat(),
+    }
+
+
+def overall(verdicts: Sequence[Verdict]) -> Verdict:
+    """Fail if one fails, else unsure if one is; nothing checked is no evidence either."""
+    if FAIL in verdicts:
+        return FAIL
+    return UNSURE if UNSURE in verdicts or not verdicts else PASS
+
+
+def judge_bounds(limit: str, delta: float, lower: float | None, upper: float | None) -> Verdict:
+    """One limit: pass with the bound inside (on the limit counts), fail with all outside."""
+    if lower is None or upper is None:
+        return UNSURE
+    if limit == "min_gain":
+        return PASS if lower >= delta else FAIL if upper < delta else UNSURE
+    return PASS if upper <= delta else FAIL if lower > delta else UNSURE
+
+
+def needed(limit: str, delta: float, found: Found) -> int | None:
+    """About how many examples would bring the bound inside; None where none would do."""
+    value, bound = found.value, found.lower if limit == "min_gain" else found.upper
+    if (
+        value is None
+        or bound is None
+        or (value <= delta if limit == "min_gain" else value >= delta)
+    ):
+        return None
+    if found.changed is not None:
+        n = examples_for_difference(value, delta, found.changed)
+    elif limit == "max_nfr":
+        n = examples_for_rate(value, delta)
+    else:
+        n = examples_for_bound(value, bound, delta, found.n)
+    return None if n is None else max(n, found.n + 1)  # these n were not enough
+
+
+def _checks(
+    report: Mapping[str, Any], limits: Limits, pair: str, before: Mapping[str, Any] | None
+) -> Iterator[Check]:
+    cut = {name: _slices(task, limits.slices) for name, task in report["tasks"].items()}
+    _refuse_unknown(report, limits.slices, cut)
+    for name, task in report["tasks"].items():
+        of = f"task {one_line(name, 60)!r}"
+        graded = bool(part(task, "continuous", of=of))
+        whole = None if before is None else before["tasks"][name]
+        for limit, delta in limits.given().items():
+            if limit == "max_relative_nfr" and graded:
+                raise UserError(
+                    f"max-relative-nfr needs right and wrong answers, and {of} has the graded "
+                    f"metric {one_line(str(task.get('metric')), 40)}: use max-nfr or min-gain"
+                )
+            found, unwaived = _both(task, whole, pair, limit, of, graded)
+            yield _check(name, None, limit, delta, found, pair, unwaived)
+        for piece in cut[name]:
+            yield from _slice_checks(name, task, piece, limits, pair, whole)
+
+
+def _slice_checks(
+    name: str,
+    task: Mapping[str, Any],
+    piece: Mapping[str, Any],
+    limits: Limits,
+    pair: str,
+    whole: Mapping[str, Any] | None,
+) -> Iterator[Check]:
+    where = {"column": str(piece["column"]), "value": str(piece["value"])}
+    of = f"slice {one_line(words.slice_name(where), 80)} of {one_line(name, 60)!r}"
+    same = [s for s in (whole or {}).get("slices") or [] if _where(s) == where]
+    for limit, delta in limits.given().items():
+        if limit not in SLICE_LIMITS:
+            continue
+        full = same[0] if same else None
+        found, unwaived = _both(piece, full, pair, limit, of, bool(task["continuous"]))
+        yield _check(name, where, limit, delta, found, pair, unwaived)
+
+
+def _both(
+    block: Mapping[str, Any],
+    whole: Mapping[str, Any] | None,
+    pair: str,
+    limit: LimitName,
+    of: str,
+    graded: bool,
+) -> tuple[Found, float | None]:
+    """A number without its waived flips, and its value with them where there are any.
+
+    A waiver allows a flip, no lower score: a gain is always that of all examples.
+    """
+    if whole is None:
+        return find(block, pair, limit, of, graded), None
+    full = find(whole, pair, limit, of, graded)
+    if limit == "min_gain":
+        return full, None
+    return find(block, pair, limit, of, graded), full.value
+
+
+def _where(piece: Mapping[str, Any]) -> dict[str, str]:
+    return {"column": str(piece["column"]), "value": str(piece["value"])}
+
+
+def _check(
+    task: str,
+    where: dict[str, str] | None,
+    limit: LimitName,
+    delta: float,
+    found: Found,
+    pair: str,
+    unwaived: float | None,
+) -> Check:
+    verdict = judge_bounds(limit, delta, found.lower, found.upper)
+    more = needed(limit, delta, found) if verdict == UNSURE else None
+    text = words.check(task, where, limit, delta, found, pair, verdict, more)
+    return Check(
+        task, where, limit, delta, found.value, found.lower, found.upper, found.n,
+        verdict, more, text, unwaived,
+    )  # fmt: skip
+
+
+def _slices(task: Mapping[str, Any], asked: Sequence[str]) -> list[Mapping[str, Any]]:
+    """The slices of a task that were asked for, each once. A small one is judged only when
+    it is asked for by its value: with a whole column it would never let anything pass."""
+    return [
+        piece
+        for piece in task.get("slices") or []
+        if any(
+            text == words.slice_name(_where(piece))
+            or (text == piece["column"] and not piece.get("small"))
+            for text in asked
+        )
+    ]
+
+
+def _refuse_unknown(
+    report: Mapping[str, Any], asked: Sequence[str], cut: Mapping[str, Sequence[Any]]
+) -> None:
+    """Raises UserError: a slice that no task has."""
+    for text in asked:
+        pieces = [_where(p) for t in report["tasks"].values() for p in t.get("slices") or []]
+        known = {p["column"] for p in pieces}
+        if text in known or text in {words.slice_name(p) for p in pieces}:
+            continue
+        column = text.split("=")[0]
+        if column in known:
+            values = sorted({p["value"] for p in pieces if p["column"] == column})
+            shown = f"{column} has {', '.join(values[:8])}" + (" …" if len(values) > 8 else "")
+        else:
+            shown = (
+                f"it has {', '.join(sorted(known)[:8]) or 'none'}; "
+                f"`muscle compare --slice {column}` makes it"
+            )
+        raise UserError(f"slice {one_line(text, 60)!r} is not in this report: {one_line(shown)}")
+
+
+def _notes(report: Mapping[str, Any], limits: Limits) -> Iterator[str]:
+    """What was asked for and not judged."""
+    left = [name for name in limits.given() if name not in SLICE_LIMITS]
+    if limits.slices and left:
+        names = " and ".join(name.replace("_", "-") for name in left)
+        yield f"{names}: for whole tasks, not for slices"
+    for name, task in report["tasks"].items():
+        small = [
+            piece
+            for piece in task.get("slices") or []
+            if piece.get("small")
+            and piece["column"] in limits.slices
+            and words.slice_name(_where(piece)) not in limits.slices
+        ]
+        if small:
+            yield (
+                f"{one_line(name, 60)}: {len(small)} slices with too few examples were not "
+                f"judged (the largest has {max(int(p['n']) for p in small)})"
+            )
+
+
+def _keep_checks(kept: Kept) -> Iterator[Check]:
+    for task, n in sorted(kept.counts.items()):
+        flips = [f for f in kept.flipped if f["task"] == task and not f["waived"]]
+        waived = sum(f["task"] == task and bool(f["waived"]) for f in kept.flipped)
+        missing = sum(entry["task"] == task for entry in kept.unscored)
+        verdict = FAIL if flips else UNSURE if missing else PASS
+        ids = [str(flip["id"]) for flip in flips]
+        text = words.must_keep(task, n, ids, waived, missing, verdict)
+        unwaived = float(len(flips) + waived) if waived else None
+        yield Check(
+            task, None, MUST_KEEP, 0.0, float(len(flips)), None, None, n,
+            verdict, None, text, unwaived,
+        )  # fmt: skip
+
+
+def _kept_block(kept: Kept) -> dict[str, Any]:
+    return {
+        "file": kept.file,
+        "ids": kept.ids,
+        "flipped": [dict(flip) for flip in kept.flipped],
+        "unscored": [dict(entry) for entry in kept.unscored],
+        "unknown": [],  # an unknown id is wrong usage, and no gate.json is written
+    }

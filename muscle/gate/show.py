@@ -1,0 +1,70 @@
+"""The verdict on the console."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from muscle.gate import words
+from muscle.report.table import literal
+from muscle.report.text import one_line
+
+STYLES = {"pass": "green", "fail": "bold red", "not enough evidence": "yellow"}
+_MOST_NAMED = 5
+
+
+def print_gate(gate: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print the checks as a table, what waivers did, and the verdict with its reason."""
+    console = console or Console()
+    if gate["checks"]:
+        console.print(_table(gate, console))
+    for check in gate["checks"]:
+        if check["verdict"] == "not enough evidence":
+            console.print(literal(check["text"], console), soft_wrap=True)
+    for line in [*gate["notes"], *waiver_lines(gate)]:
+        console.print(literal(one_line(line, 400), console), soft_wrap=True)
+    verdict = literal(gate["verdict"], console, STYLES[gate["verdict"]])
+    console.print(verdict, literal(gate["reason"], console), sep=": ", soft_wrap=True)
+
+
+def waiver_lines(gate: Mapping[str, Any]) -> list[str]:
+    """Waivers by what became of them; expired ones by name, since they no longer help."""
+    lines = []
+    for state, meaning in (
+        ("used", "allow a flip"),
+        ("unused", "allow nothing that flipped"),
+        ("expired", "expired and don't count"),
+    ):
+        found = [w for w in gate["waivers"] if w["state"] == state]
+        if found:
+            named = ", ".join(
+                f"{one_line(w['id'], 40)} (until {w['until']})" for w in found[:_MOST_NAMED]
+            )
+            more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
+            lines.append(f"waivers that {meaning}: {named}{more}")
+    return lines
+
+
+def _table(gate: Mapping[str, Any], console: Console) -> Table:
+    table = Table(pad_edge=False, padding=(0, 1), box=box.SIMPLE)
+    for header in ("where", "limit", "seen", "95 % bounds", "n", "verdict"):
+        table.add_column(literal(header, console), overflow="fold")
+    for check in gate["checks"]:
+        limit, delta = check["limit"], check["delta"]
+        asked = words.name(limit, delta, gate["pair"])
+        bounds = [words.amount(limit, check[end], unit=False) for end in ("lower", "upper")]
+        keep = limit == "must_keep"
+        cells = (
+            words.place(check["task"], check["slice"]),
+            asked,
+            f"{check['value']:.0f} flipped" if keep else words.amount(limit, check["value"]),
+            "" if keep else f"[{bounds[0]}, {bounds[1]}]",
+            str(check["n"]),
+        )
+        style = STYLES[check["verdict"]]
+        table.add_row(
+            *(literal(cell, console) for cell in cells), literal(check["verdict"], console, style)
+        )
+    return table

@@ -1,0 +1,115 @@
+"""A gate's checks and verdict in plain words; every foreign name in them is harmless."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from muscle.report.text import number, one_line, percent
+
+if TYPE_CHECKING:
+    from muscle.gate.reading import Found
+
+LABELS = {
+    "max_nfr": "NFR",
+    "max_excess_nfr": "NFR beyond the noise floor,",
+    "max_relative_nfr": "relative NFR",
+    "min_gain": "gain",
+    "must_keep": "must-keep examples",
+}
+RATIO = "max_relative_nfr"
+
+
+def slice_name(where: Mapping[str, str]) -> str:
+    """A slice as `--slice` takes it."""
+    return f"{where['column']}={where['value']}"
+
+
+def arrow(pair: str) -> str:
+    """A pair's name with a true arrow."""
+    return pair.replace("->", "→")
+
+
+def amount(limit: str, value: float | None, unit: bool = True) -> str:
+    """A number in its limit's unit: percent, points of a gain or an excess, or a ratio."""
+    if value is None or limit == RATIO:
+        return number(value, 3)
+    signed = limit in ("min_gain", "max_excess_nfr")
+    return percent(value, 2, signed) + ((" points" if signed else " %") if unit else "")
+
+
+def name(limit: str, delta: float, pair: str) -> str:
+    """What a check asks: "NFR old→compat ≤ 2.00 %"."""
+    if limit == "must_keep":
+        return f"must-keep examples {arrow(pair)}"
+    sign = "≥" if limit == "min_gain" else "≤"
+    return f"{LABELS[limit]} {arrow(pair)} {sign} {amount(limit, delta)}"
+
+
+def place(task: str, where: Mapping[str, str] | None) -> str:
+    """Where a check looks: a task, or a slice of it."""
+    return one_line(task, 60) + (f", {one_line(slice_name(where), 60)}" if where else "")
+
+
+def check(
+    task: str,
+    where: Mapping[str, str] | None,
+    limit: str,
+    delta: float,
+    found: "Found",
+    pair: str,
+    verdict: str,
+    needed: int | None,
+) -> str:
+    """One check in a sentence's worth of words, with what would settle it."""
+    asked = f"{place(task, where)}: {name(limit, delta, pair)}"
+    if found.value is None:
+        return f"{asked}: {verdict}, {found.why}"
+    value = f"it is {amount(limit, found.value)} of {found.n} examples"
+    if limit in ("min_gain", "max_excess_nfr", RATIO):
+        value = f"it is {amount(limit, found.value)} on {found.n} examples"
+    if found.lower is None or found.upper is None:
+        return f"{asked}: {verdict}, {value}, without bounds: {found.why}"
+    low, high = (amount(limit, bound, unit=False) for bound in (found.lower, found.upper))
+    said = f"{asked}: {verdict}, {value} (one-sided 95 % bounds {low} and {high})"
+    return said if verdict != "not enough evidence" else f"{said}; {_would_do(limit, needed)}"
+
+
+def _would_do(limit: str, needed: int | None) -> str:
+    if needed is None:
+        side = "not above" if limit == "min_gain" else "not below"
+        return f"no number of examples would do: what was seen is {side} the limit itself"
+    return f"at what was seen, about {needed:,} examples would do"
+
+
+def must_keep(
+    task: str, n: int, flips: Sequence[str], waived: int, unscored: int, verdict: str
+) -> str:
+    """The must-keep check of a task."""
+    parts = [f"{len(flips)} of {n} flipped" if flips else f"none of {n} flipped"]
+    if flips:
+        shown = ", ".join(one_line(i, 40) for i in flips[:3])
+        parts[0] += f" ({shown}{' …' if len(flips) > 3 else ''})"
+    if waived:
+        parts.append(f"{waived} waived")
+    if unscored:
+        parts.append(f"{unscored} not scored in every version")
+    return f"{one_line(task, 60)}: must-keep examples: {verdict}, {', '.join(parts)}"
+
+
+def reason(
+    verdict: str,
+    checks: Sequence[Mapping[str, Any]],
+    pair: str,
+    waivers: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """Why the verdict is what it is, in one sentence."""
+    used = sum(waiver["state"] == "used" for waiver in waivers)
+    allowed = f", with {used} waived {'flip' if used == 1 else 'flips'}" if used else ""
+    if not checks:
+        return "Nothing was checked: the report has no task."
+    if verdict == "pass":
+        which = "The one check is" if len(checks) == 1 else f"All {len(checks)} checks are"
+        return f"{which} inside the limit for {arrow(pair)} at one-sided 95 %{allowed}."
+    decisive = [c for c in checks if c["verdict"] == verdict]
+    others = len(decisive) - 1
+    more = f" (and {others} more, see below)" if others else ""
+    return f"{decisive[0]['text']}{more}{allowed}."

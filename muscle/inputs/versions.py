@@ -1,0 +1,102 @@
+"""Which files and folders are which version's, of which seed."""
+
+import re
+
+from muscle.errors import UserError
+from muscle.inputs.asked import Asked
+from muscle.inputs.opening import open_sides
+from muscle.inputs.source import entries, is_folder, stem_of
+from muscle.side import Side
+from muscle.storage import exists, join
+from muscle.types import AGAIN, VERSIONS
+
+Paths = dict[int, dict[str, str]]
+"""Seed -> version or "again" -> path."""
+
+Opened = dict[int, dict[str, dict[str, Side]]]
+"""Seed -> version or "again" -> task -> side."""
+
+_SEED = re.compile(r"seed-(\d+)")
+
+
+def find_versions(
+    old: str, new: str | None, compat: str | None = None, again: str | None = None
+) -> Paths:
+    """The paths of all versions and seeds.
+
+    Args:
+        old, new, compat, again: a path, or several with commas between them, one per seed;
+            without `new`, `old` is the output folder of a run, which holds the versions.
+
+    Raises:
+        UserError: one argument that is no such folder, or unequal numbers of seeds.
+    """
+    if new is None:
+        return _run(old, again)
+    given = {"old": old, "new": new, "compat": compat, AGAIN: again}
+    lists = {name: _split(path) for name, path in given.items() if path is not None}
+    for name, paths in lists.items():
+        if len(paths) != len(lists["old"]):
+            shown = "--noise-floor" if name == AGAIN else name.upper()
+            raise UserError(
+                f"OLD names {len(lists['old'])} seeds and {shown} {len(paths)}: give each version "
+                "one path per seed, with commas between them"
+            )
+    return {s: {n: paths[s] for n, paths in lists.items()} for s in range(len(lists["old"]))}
+
+
+def _split(path: str) -> list[str]:
+    if "," not in path or exists(path):
+        return [path]
+    return [part.strip() for part in path.split(",") if part.strip()]
+
+
+def _run(folder: str, again: str | None) -> Paths:
+    """The versions in the output folder of a run."""
+    if not is_folder(folder):
+        what = "is one file" if exists(folder) else "does not exist"
+        raise UserError(f"{folder} {what}: give OLD and NEW, or the output folder of a run")
+    if again is not None:
+        raise UserError("--noise-floor belongs to OLD and NEW: a run has its own again/, or none")
+    seeds = {int(m.group(1)): n for n in entries(folder)[1] if (m := _SEED.fullmatch(n))}
+    found = {seed: _versions(join(folder, seeds[seed])) for seed in sorted(seeds)}
+    found = found or {0: _versions(folder)}
+    first = next(iter(found.values()))
+    for seed, versions in found.items():
+        if not {"old", "new"} <= versions.keys() or versions.keys() != first.keys():
+            there = ", ".join(versions) or "none of old/, new/, compat/"
+            where = f"{folder} (seed {seed})" if seeds else folder
+            raise UserError(
+                f"{where} holds {there}: give OLD and NEW, or the output folder of a run, which "
+                "holds old/ and new/, the same in every seed"
+            )
+    return found
+
+
+def _versions(folder: str) -> dict[str, str]:
+    folders = entries(folder)[1]
+    return {name: join(folder, name) for name in (*VERSIONS, AGAIN) if name in folders}
+
+
+def open_versions(paths: Paths, asked: Asked) -> Opened:
+    """All files as sides. Raises UserError: whatever is wrong with one of them."""
+    return {
+        seed: {version: open_sides(path, asked) for version, path in versions.items()}
+        for seed, versions in paths.items()
+    }
+
+
+def common_name(paths: Paths) -> str:
+    """What the task of files is called that don't say it: as all files are, else "examples"."""
+    every = [path for versions in paths.values() for path in versions.values()]
+    stems = {stem_of(path) for path in every if not is_folder(path)}
+    return stems.pop() if len(stems) == 1 else Asked().unnamed
+
+
+def known_groups(opened: Opened) -> dict[str, tuple[str, ...]]:
+    """Groups of at least two tasks that the files themselves speak of."""
+    found: dict[str, list[str]] = {}
+    for task, side in sorted(next(iter(opened.values()))["old"].items()):
+        for group in side.about.get("groups") or ():
+            found.setdefault(str(group), []).append(task)
+    return {name: tuple(tasks) for name, tasks in found.items() if len(tasks) > 1}
