@@ -24,10 +24,11 @@ from muscle.evaluate import (
     plan_evaluation,
 )
 from muscle.experiment import build_evaluation, load_experiment
-from muscle.pipeline import Outcome, Pipeline, check_output
+from muscle.pipeline import Pipeline, check_output
 from muscle.plan import Plan, Step, make_plan
 from muscle.report import print_examples, print_scores, print_table
 from muscle.report.text import one_line
+from muscle.results import Outcome
 from muscle.teaching import Teaching
 from muscle.training.settings import check_settings
 
@@ -276,16 +277,21 @@ def show_notes(notes: Sequence[str], console: Console) -> None:
 
 
 def show_outcome(outcome: Outcome, console: Console) -> None:
-    """Print the table, one flip side by side, why answers are unscored, and the paths.
+    """Print the table, one flip side by side, why answers are unscored, what the gate says, and
+    the paths.
 
     Raises:
         UserError: not one example could be scored.
     """
+    from muscle.gate import print_gate
+
     print_table(outcome.report, console)
     print_examples(outcome.examples[:1], console)
     show_notes(outcome.notes, console)
     show_errors(outcome.errors, console)
-    for path in (outcome.report_md, outcome.report_json):
+    if outcome.gate is not None:
+        print_gate(outcome.gate, console)
+    for path in outcome.paths:
         console.print(path, highlight=False, markup=False, soft_wrap=True)
     if outcome.errors and all(task["n"] == 0 for task in outcome.report["tasks"].values()):
         reason = next(iter(outcome.errors))

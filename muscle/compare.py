@@ -24,6 +24,7 @@ from muscle.inputs.versions import (
     open_versions,
 )
 from muscle.metrics.pairing import JoinedTask, join_sides
+from muscle.metrics.slice_columns import check_columns
 from muscle.report.build import ReportOptions, report_of
 from muscle.report.text import one_line
 from muscle.side import Side
@@ -149,10 +150,12 @@ def compare(request: Comparison, console: Console) -> int:
         opened = open_versions(paths, request.asked(paths))
         tasks = join_sides(opened, common=request.common)
     _refuse_nothing(tasks)
+    columns = tuple(dict.fromkeys(s.partition("=")[0] for s in request.slice))
+    check_columns(tasks.values(), columns)
     options = ReportOptions(
         draws=request.draws,
         seed=request.seed,
-        slices=tuple(s.partition("=")[0] for s in request.slice) or None,
+        slices=columns or None,
         min_slice=request.min_slice,
         text=text,
         groups=known_groups(opened) | _checked_groups(groups, tasks),
@@ -199,7 +202,7 @@ def write_pages(output: str) -> None:
     Raises:
         UserError: a file can't be read or written.
     """
-    from muscle.report.html import write_csv, write_markdown, write_page
+    from muscle.report import write_csv, write_markdown, write_page
 
     write_csv(output)
     write_markdown(output)
@@ -317,13 +320,16 @@ def _say(text: str, console: Console) -> None:
 
 
 def _gate(request: Comparison, limits: "Limits", console: Console) -> int:
-    """The verdict, which the page then shows."""
+    """The verdict; `judge` puts it on the page."""
     from muscle.gate import judge, print_gate
+    from muscle.report import write_csv
 
+    write_csv(request.output)
     try:
         result = judge(request.output, limits, pair=request.pair)
-    finally:  # also without a verdict, as when a listed id is unknown
+    except UserError:  # as a listed id that is unknown: the numbers stand, without a verdict
         write_pages(request.output)
+        raise
     print_gate(result.gate, console)
     return int(result.exit_code)
 

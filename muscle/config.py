@@ -3,37 +3,55 @@
 The defaults are the paper's (arXiv 2407.09435, §5, A.1, A.4). What it does not
 publish is marked "assumed". Every field that changes a number is part of some
 artifact's key (`muscle.plan`); what sits under `resources`, `hardware`, `tracking`,
-`tuning` and `storage` never is.
+`tuning`, `gate`, `report` and `storage` never is.
 """
 
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-MaskName = Literal[
-    "student-wrong",
-    "old-right",
-    "token-likelihood",
-    "sequence-likelihood",
-    "always-old",
-    "never-old",
+from muscle.settings import (
+    TUNING_FRACTION,
+    BackendName,
+    Fraction,
+    GateConfig,
+    HardwareConfig,
+    Interpolation,
+    MaskName,
+    Part,
+    Positive,
+    RangeConfig,
+    ReportConfig,
+    ResourcesConfig,
+    SpaceConfig,
+    TrackingConfig,
+    TuningConfig,
+)
+
+__all__ = [
+    "TUNING_FRACTION",
+    "AdapterConfig",
+    "BackendName",
+    "CompatibilityConfig",
+    "DataFiles",
+    "Evaluation",
+    "EvaluationConfig",
+    "Experiment",
+    "GateConfig",
+    "HardwareConfig",
+    "MaskName",
+    "PromptingConfig",
+    "RangeConfig",
+    "ReportConfig",
+    "ResourcesConfig",
+    "SpaceConfig",
+    "TaskConfig",
+    "TrackingConfig",
+    "TrainingConfig",
+    "TuningConfig",
+    "VersionConfig",
 ]
-
-BackendName = Literal["transformers", "continuous", "vllm"]
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[int, Field(ge=1)]
-Interpolation = Annotated[float, Field(gt=0.0, le=2.0)]
-
-TUNING_FRACTION = 0.2
-"""Share of the training split that `muscle tune` compares trials on, where none is given."""
-
-
-class Part(BaseModel):
-    """Base of all parts: immutable, unknown keys are errors, and so are inf and nan."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataFiles(Part):
@@ -194,119 +212,13 @@ class EvaluationConfig(Part):
     backend: BackendName = "transformers"
 
 
-class ResourcesConfig(Part):
-    """What a run may use; nothing here changes a number beyond rounding.
-
-    A token budget bounds one forward: a batch is filled with sequences until their
-    number times the longest one reaches it. By default it is large on a GPU and small
-    on a CPU, where big batches fall out of the cache.
-    """
-
-    workers: Positive = 1
-    cpus_per_worker: Positive | None = None  # default: the local cores, shared
-    gpus_per_worker: Annotated[float, Field(ge=0.0)] | Literal["auto"] = "auto"
-    deepspeed: str = "zero2"
-    gradient_checkpointing: bool = False
-    training_tokens: Positive | None = None
-    teachers: Literal["auto", "cached", "online"] = "auto"
-    min_workers: Positive | None = None  # default: exactly `workers`
-    max_failures: Annotated[int, Field(ge=0)] = 3
-    checkpoint_seconds: Annotated[float, Field(ge=0.0)] = 300.0
-    scoring_tokens: Positive | None = None
-    min_actors: Positive = 1
-    max_actors: Positive = 1
-    cpus_per_actor: Annotated[float, Field(gt=0.0)] = 1.0
-    gpus_per_actor: Annotated[float, Field(ge=0.0)] | Literal["auto"] = "auto"
-
-    @model_validator(mode="after")
-    def _actor_range(self) -> "ResourcesConfig":
-        if self.max_actors < self.min_actors:
-            raise ValueError("'max_actors' is smaller than 'min_actors'")
-        if self.min_workers is not None and self.min_workers > self.workers:
-            raise ValueError("'min_workers' is more than 'workers'")
-        return self
-
-
-class HardwareConfig(Part):
-    """The GPUs that `muscle plan` reckons with; nothing else reads it.
-
-    `gpu` is a name of `muscle.planning.hardware` and fills in what isn't given: memory in
-    GiB, dense bf16 rate in TFLOP/s. `utilisation` is the share of that rate a training
-    reaches. Without any of it, the machine that plans is reckoned with.
-    """
-
-    gpu: str | None = None
-    memory_gib: Annotated[float, Field(gt=0.0)] | None = None
-    tflops: Annotated[float, Field(gt=0.0)] | None = None
-    utilisation: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
-    price_per_hour: Annotated[float, Field(ge=0.0)] | None = None
-
-
-class TrackingConfig(Part):
-    """Where training curves go besides OUTPUT/curves/*/curve.jsonl.
-
-    `mlflow` is a tracking URI, `wandb` a project's name; each needs its extra.
-    """
-
-    tensorboard: bool = True
-    mlflow: str | None = None
-    wandb: str | None = None
-
-
-class RangeConfig(Part):
-    """An interval of a search space, both ends included; `log` draws evenly by ratio."""
-
-    min: float
-    max: float
-    log: bool = False
-
-
-Values = list[float] | RangeConfig
-
-
-class SpaceConfig(Part):
-    """What `muscle tune` varies of `CompatibilityConfig`: lists of values, or intervals.
-
-    What isn't named stays as the experiment has it. No rank: the adapter has new's shape.
-    """
-
-    mask: list[MaskName] | None = None
-    temperature: Values | None = None
-    ce_weight: Values | None = None
-    old_weight: Values | None = None
-    learning_rate: Values | None = None
-    epochs: list[int] | RangeConfig | None = None
-
-
-class TuningConfig(Part):
-    """`muscle tune`: the fewest negative flips at an accuracy of at least new's - `epsilon`.
-
-    trials          settings tried
-    epsilon         as a fraction: 0.005 is half a point
-    difference      of NFR, as a fraction, that each half of the tuning examples must be able
-                    to show; halves that can't are refused
-    space           default: `muscle.tuning.space.default_space`
-    interpolations  between new's adapter and compat's, scored for the best trials
-    finalists       how many of half A's best are judged by half B, and how many trials are
-                    interpolated
-    pareto          search the front of (NFR, accuracy) instead of one constrained optimum
-    seed            of the suggestions
-    concurrent      trials at once; default: as many as there is room for
-    """
-
-    trials: Positive = 24
-    epsilon: Annotated[float, Field(ge=0.0, le=0.1)] = 0.005
-    difference: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
-    space: SpaceConfig | None = None
-    interpolations: list[Interpolation] = [0.5, 0.75, 1.25]
-    finalists: Positive = 3
-    pareto: bool = False
-    seed: Annotated[int, Field(ge=0)] = 0
-    concurrent: Positive | None = None
-
-
 class Experiment(Part):
-    """A whole update: two base versions, a task, and how compat is trained and judged."""
+    """A whole update: two base versions, a task, and how compat is trained and judged.
+
+    `noise_floor` says whether NFR between two seeds of old is measured too: true has old
+    trained with a second seed (the next of `seeds`; seed + 1 where there is one), a text is the
+    directory of such an adapter.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     task: TaskConfig
@@ -320,11 +232,14 @@ class Experiment(Part):
     hardware: HardwareConfig = HardwareConfig()
     tracking: TrackingConfig = TrackingConfig()
     tuning: TuningConfig = TuningConfig()
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
+    gate: GateConfig = GateConfig()
+    report: ReportConfig = ReportConfig()
+    noise_floor: bool | str = False
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = Field(default=[0])
     compat_seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
     data_seed: Annotated[int, Field(ge=0)] = 0
     storage: str | None = None  # where artifacts live; default: OUTPUT/artifacts
-    assumed: dict[str, Any] = {}  # notes: settings that the paper does not publish
+    assumed: dict[str, Any] = Field(default={})  # notes: what the paper does not publish
 
     @field_validator("task", mode="before")
     @classmethod
@@ -344,6 +259,20 @@ class Experiment(Part):
             raise ValueError(
                 "'compat_seeds' varies only the compat adapter: give one seed in 'seeds'"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _noise_floor_can_be_had(self) -> "Experiment":
+        if self.noise_floor == "":
+            raise ValueError("'noise_floor' is empty: give true, false or an adapter's directory")
+        if self.noise_floor is True and self.old.adapter is not None:
+            raise ValueError(
+                "'noise_floor: true' trains old's adapter with a second seed, but 'old.adapter' "
+                "brings one: give the directory of one that was trained with another seed "
+                "(noise_floor: DIR)"
+            )
+        if self.gate.max_excess_nfr is not None and self.noise_floor is False:
+            raise ValueError("'gate.max_excess_nfr' needs a noise floor: set 'noise_floor: true'")
         return self
 
     @property

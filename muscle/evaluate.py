@@ -6,11 +6,12 @@ from typing import Any
 
 from muscle import storage
 from muscle.artifacts import open_store
+from muscle.bases import Base, resolve_base
 from muscle.config import Evaluation, PromptingConfig, TaskConfig, VersionConfig
 from muscle.errors import UserError
 from muscle.metrics.summary import repeat_noise, score_summary
-from muscle.plan import Base, Step, predictions_step, resolve_base
-from muscle.predict import Evaluator, Predictor, Wanted, software
+from muscle.plan import Step, predictions_step
+from muscle.predict import Evaluator, Predictor, Wanted, about_predictions, software
 from muscle.steps import Workshop
 from muscle.tables import read_predictions, write_predictions
 from muscle.tasks import Group, Task, load_suite
@@ -202,8 +203,27 @@ class Evaluating:
         step = self.plan.wanted[name, task, repeat].step
         rows = read_predictions(self.workshop.artifact(step).file("predictions.parquet"))
         folder = f"{name}@{repeat + 1}" if repeat else name
-        write_predictions(storage.join(self.output, folder, f"{task}.parquet"), rows)
+        path = storage.join(self.output, folder, f"{task}.parquet")
+        write_predictions(path, rows, self._about(name, task))
         return rows
+
+    def _about(self, name: str, task: str) -> dict[str, Any]:
+        """How a version's predictions on a task were made."""
+        wanted, prompting = self.plan.wanted[name, task, 0], self.config.prompting
+        return {
+            **about_predictions(
+                wanted.task,
+                self.config.evaluation,
+                _dtype(self.config),
+                wanted.base,
+                _called(self.config.models[name]),
+                prompting,
+                None if wanted.prompting is None else wanted.prompting.chat_name,
+            ),
+            "adapter": wanted.base.given_adapter,
+            "adapter_path": self.config.models[name].adapter,
+            "groups": [group.name for group in self.plan.groups if task in group.tasks],
+        }
 
     def _groups(self, tasks: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         scores = {name: task["scores"] for name, task in tasks.items()}
@@ -284,8 +304,12 @@ def _identity(plan: EvaluationPlan, name: str) -> dict[str, Any]:
 
 
 def _shown(model: VersionConfig) -> str:
-    revision = f"@{model.revision}" if model.revision else ""
-    return f"{model.model}{revision}" + (f"+{model.adapter}" if model.adapter else "")
+    return _called(model) + (f"+{model.adapter}" if model.adapter else "")
+
+
+def _called(model: VersionConfig) -> str:
+    """The base, as the user names it."""
+    return model.model + (f"@{model.revision}" if model.revision else "")
 
 
 def _errors(rows: Sequence[Prediction]) -> list[dict[str, Any]]:

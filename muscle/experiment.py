@@ -15,7 +15,17 @@ from muscle.errors import UserError
 P = TypeVar("P", bound=BaseModel)
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-_PATHS = ("include_path", "train", "test", "validation", "adapter", "model")
+_PATHS = (
+    "include_path",
+    "train",
+    "test",
+    "validation",
+    "adapter",
+    "model",
+    "noise_floor",
+    "must_keep",
+    "waive",
+)
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:

@@ -4,9 +4,8 @@ The pipeline knows what to do and what is done; a launcher, handed in, knows how
 run training and evaluation (`muscle.launch` on Ray, `muscle.alone` in this process).
 """
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,23 +16,16 @@ from muscle.artifacts import Store, open_store
 from muscle.config import Experiment
 from muscle.errors import UserError
 from muscle.losses.needs import needed_teachers
-from muscle.metrics.pairing import Predictions
-from muscle.plan import Plan, Run, Step
-from muscle.predict import Evaluator, Predictor, Wanted, software, wanted_of
-from muscle.report import adapter_card, build_report, pick_examples, write_report
+from muscle.plan import Again, Plan, Run, Step
+from muscle.predict import Evaluator, Predictor, Wanted, wanted_of
+from muscle.results import ELSEWHERE, Outcome, Results
 from muscle.splits import training_split
 from muscle.steps import Workshop
-from muscle.tables import read_predictions, write_examples, write_predictions
+from muscle.tables import write_examples
 from muscle.teaching import Cacher, Teaching, adapter_folder
 from muscle.training.job import OnProgress, Progress, TrainJob
 from muscle.training.settings import read_deepspeed
-from muscle.types import VERSIONS, Prediction, Version
-
-ELSEWHERE = ("resources", "hardware", "tracking", "tuning", "storage")
-"""Settings that say where and how an experiment runs, or how better ones are searched, not
-what it is."""
-
-LIBRARIES = ("torch", "transformers", "peft", "lm_eval", "ray", "deepspeed")
+from muscle.types import AGAIN, Version
 
 
 class Launcher(Evaluator, Cacher, Protocol):
@@ -42,18 +34,6 @@ class Launcher(Evaluator, Cacher, Protocol):
     def train(self, jobs: Sequence[TrainJob], on_progress: OnProgress) -> None:
         """Train every job's adapter into its `output`."""
         ...
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A finished run: the report and where it is."""
-
-    report: dict[str, Any]
-    report_json: str
-    report_md: str
-    examples: list[Any]
-    errors: dict[str, int]  # why answers are unscored, the commonest first
-    notes: tuple[str, ...] = ()  # what the engines had to say
 
 
 class Pipeline:
@@ -105,7 +85,8 @@ class Pipeline:
         self.train_tasks()
         self.train_compat()
         self.predictor.run(self.wanted())
-        return self._report()
+        results = Results(self.plan, self.workshop, self.output, self._adapter, self._adapter_again)
+        return results.write(self.predictor.notes)
 
     # --- steps ------------------------------------------------------------------------
 
@@ -176,9 +157,24 @@ class Pipeline:
 
     def train_job(self, key: tuple[str, str], attempt: str) -> TrainJob:
         """The job of an adapter step, by its kind and key."""
-        version, run = next(
+        found = [
             who for who, s in self.plan.adapters.items() if s is not None and (s.kind, s.key) == key
-        )
+        ]
+        if not found:
+            return self._train_again(key, attempt)
+        return self._train_job(*found[0], key, attempt)
+
+    def _train_again(self, key: tuple[str, str], attempt: str) -> TrainJob:
+        """The job of the second old, which only the noise floor needs: old's, with its seed."""
+        seed = next(again.seed for again in self.plan.again.values())
+        assert seed is not None
+        job = self._train_job("old", (seed, seed), key, attempt)
+        logs = storage.join(self.output, "curves", AGAIN)
+        return replace(job, title=f"train old again (seed {seed})", logs=logs)
+
+    def _train_job(
+        self, version: Version, run: Run, key: tuple[str, str], attempt: str
+    ) -> TrainJob:
         compat = version == "compat"
         resources = self.experiment.resources
         loss = self.experiment.compatibility if compat else None
@@ -224,73 +220,28 @@ class Pipeline:
         def name(version: Version, run: Run) -> str:
             return f"{version}-{run[0]}-{run[1]}" if several else version
 
-        return wanted_of(self.plan, name, self._adapter)
+        again = {other.predictions.key: other for other in self.plan.again.values()}
+        floor = [
+            Wanted(
+                step=step.predictions,
+                version=f"{AGAIN}-{number}",
+                task=self.plan.task,
+                queries=self.plan.queries,
+                base=self.plan.old,
+                adapter=self._adapter_again(step),
+            )
+            for number, step in enumerate(again.values())
+        ]
+        # What is another seed's old stands among the versions, and is asked once.
+        return [*wanted_of(self.plan, name, self._adapter), *floor]
 
-    # --- the end ----------------------------------------------------------------------
-
-    def _report(self) -> Outcome:
-        predictions: dict[int, dict[Version, list[Prediction]]] = {}
-        for run in self.experiment.runs:
-            predictions[run[1]] = {v: self._predictions(v, run) for v in VERSIONS}
-        shown: Predictions = predictions
-        report = build_report(shown, self._provenance())
-        examples = pick_examples(predictions[self.experiment.runs[0][1]])
-        report_json = storage.join(self.output, "report.json")
-        report_md = storage.join(self.output, "report.md")
-        write_report(report, report_json, report_md, examples)
-        self._write_cards(report)
-        self.on_progress(Progress("report", 1, 1, "report"))
-        rows = (p for versions in predictions.values() for ps in versions.values() for p in ps)
-        errors = Counter(p.error for p in rows if p.error is not None)
-        unscored = dict(errors.most_common())
-        notes = self.predictor.notes
-        return Outcome(report, report_json, report_md, examples, unscored, notes)
-
-    def _predictions(self, version: Version, run: Run) -> list[Prediction]:
-        """A version's predictions; leaves them and its adapter in the output folder."""
-        step = self.plan.predictions[version, run]
-        rows = read_predictions(self.workshop.artifact(step).file("predictions.parquet"))
-        place = self._place(run)
-        write_predictions(storage.join(place, version, f"{self.plan.task.name}.parquet"), rows)
-        if self.plan.adapters[version, run] is not None:
-            adapter = Path(storage.fetch(self._adapter(version, run)))
-            storage.upload(adapter, storage.join(place, version, "adapter"))
-        return rows
-
-    def _place(self, run: Run) -> str:
-        """The folder of a run's results: one for each seed where there are several."""
-        several = len(self.experiment.runs) > 1
-        return storage.join(self.output, f"seed-{run[1]}") if several else self.output
-
-    def _write_cards(self, report: dict[str, Any]) -> None:
-        """A model card beside every compat adapter in the output folder."""
-        examples = self.workshop.artifact(self.plan.examples).notes
-        for run in self.experiment.runs:
-            card = adapter_card(report, self.plan.task.name, run[1], examples)
-            path = storage.join(self._place(run), "compat", "adapter", "README.md")
-            storage.write_bytes(path, card.encode("utf-8", "replace"))
-
-    def _provenance(self) -> dict[str, Any]:
-        """Where the numbers come from; nothing in it changes between equal runs."""
-        return {
-            **software(LIBRARIES),
-            "experiment": self.experiment.model_dump(exclude=set(ELSEWHERE)),
-            "task": {
-                "version": self.plan.task.version,
-                "filter": self.plan.task.filter,
-                "fingerprint": self.plan.queries.key,
-            },
-            "models": {
-                "old": {
-                    "model": self.experiment.old.model,
-                    "fingerprint": self.plan.old.fingerprint,
-                },
-                "new": {
-                    "model": self.experiment.new.model,
-                    "fingerprint": self.plan.new.fingerprint,
-                },
-            },
-        }
+    def _adapter_again(self, again: Again) -> str:
+        """The directory of the second old's adapter."""
+        if again.adapter is None:
+            given = again.base.config.adapter
+            assert given is not None
+            return given
+        return self.workshop.artifact(again.adapter).path
 
 
 def claim_output(experiment: Experiment, output: str) -> None:
@@ -306,8 +257,12 @@ def claim_output(experiment: Experiment, output: str) -> None:
 
 
 def numbers(experiment: Experiment) -> dict[str, Any]:
-    """What makes an experiment this one: all but where it runs."""
-    return experiment.model_dump(mode="json", exclude={*ELSEWHERE, "assumed"})
+    """What makes an experiment this one: all but where it runs.
+
+    A noise floor is no part of it: it adds numbers and changes none, so who wants one later
+    goes on in the same folder.
+    """
+    return experiment.model_dump(mode="json", exclude={*ELSEWHERE, "assumed", "noise_floor"})
 
 
 def check_output(experiment: Experiment, output: str) -> None:

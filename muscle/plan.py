@@ -4,13 +4,12 @@ A key holds exactly what changes the artifact's numbers (by fingerprint, never b
 path); bump a recipe version when the code changes them.
 """
 
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from muscle import storage
 from muscle.artifacts import key_of
+from muscle.bases import Base, resolve_base, with_adapter
 from muscle.config import (
     CompatibilityConfig,
     EvaluationConfig,
@@ -53,12 +52,18 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Base:
-    """A base model pinned to what was fingerprinted, and its given adapter if any."""
+class Again:
+    """Old with another seed: how often its answers differ from old's is the noise floor.
 
-    config: VersionConfig
-    fingerprint: str
-    given_adapter: str | None  # fingerprint
+    seed         of its adapter; None: a given one
+    base         old's, with the given adapter if any
+    adapter      the step that trains it; None: given
+    """
+
+    seed: int | None
+    base: Base
+    adapter: Step | None
+    predictions: Step
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ class Plan:
     teachers: Mapping[tuple[Version, Run], Step]  # what caches would hold, if there are any
     predictions: Mapping[tuple[Version, Run], Step]
     notes: tuple[str, ...] = ()  # what a user should know before it runs
+    again: Mapping[Run, Again] = field(default_factory=dict)  # empty: no noise floor
 
     def base(self, version: Version) -> Base:
         """The base of a version; new and compat share theirs."""
@@ -84,9 +90,12 @@ class Plan:
 
     def steps(self) -> list[Step]:
         """Every distinct step in the order in which it runs; caches are `teaching`'s to decide."""
-        trained = [s for s in self.adapters.values() if s is not None]
+        again = self.again.values()
+        adapters = [*self.adapters.values(), *(other.adapter for other in again)]
+        trained = [s for s in adapters if s is not None]
         trained.sort(key=lambda s: s.kind == "compat-adapter")  # stable: task adapters first
         made = [*trained, *self.interpolated.values(), *self.predictions.values()]
+        made += [other.predictions for other in again]
         steps = [self.examples, self.queries, *made]
         return list({(s.kind, s.key): s for s in steps}.values())
 
@@ -110,7 +119,8 @@ def make_plan(experiment: Experiment) -> Plan:
         {"task": task.evaluation_fingerprint(experiment.evaluation.limit)},
     )
     notes = _notes(experiment, task)
-    return _lay_out(experiment, task, (old, new), tokenizer, examples, queries, notes)
+    plan = _lay_out(experiment, task, (old, new), tokenizer, examples, queries, notes)
+    return replace(plan, again=_again(plan))
 
 
 def vary(
@@ -121,7 +131,8 @@ def vary(
 ) -> Plan:
     """The same update with other compatibility settings, and judged by other examples if given.
 
-    Nothing is read or fingerprinted again: `muscle tune` makes one for each trial.
+    It has no noise floor, which doesn't depend on them. Nothing is read or fingerprinted
+    again: `muscle tune` makes one for each trial.
     """
     return _lay_out(
         plan.experiment.model_copy(update={"compatibility": compatibility}),
@@ -198,36 +209,56 @@ def _notes(experiment: Experiment, task: Task) -> tuple[str, ...]:
     )
 
 
+def _again(plan: Plan) -> dict[Run, Again]:
+    """Each run's second old: a given one, the next seed's old, or one trained for it."""
+    experiment, runs = plan.experiment, plan.experiment.runs
+    if experiment.noise_floor is False:
+        return {}
+    if isinstance(experiment.noise_floor, str):
+        return dict.fromkeys(runs, _given_again(plan, experiment.noise_floor))
+    if len(experiment.seeds) > 1:
+        following = zip(runs, [*runs[1:], runs[0]], strict=True)
+        return {
+            run: Again(
+                other[0], plan.old, plan.adapters["old", other], plan.predictions["old", other]
+            )
+            for run, other in following
+        }
+    seed = experiment.seeds[0] + 1
+    adapter = _task_adapter(experiment, "old", plan.old, plan.examples, (seed, seed))
+    assert adapter is not None  # the settings refuse a noise floor of a given adapter
+    adapter = replace(adapter, label=f"train old again (seed {seed})")
+    return dict.fromkeys(runs, Again(seed, plan.old, adapter, _asked_again(plan, adapter.key)))
+
+
+def _given_again(plan: Plan, path: str) -> Again:
+    try:
+        base = with_adapter(plan.old, path)
+    except UserError as error:
+        raise UserError(f"setting 'noise_floor': {error}") from None
+    assert base.given_adapter is not None
+    if base.given_adapter == plan.old.given_adapter:
+        raise UserError(
+            f"setting 'noise_floor': {path} is old's own adapter: give one that was trained with "
+            "another seed"
+        )
+    return Again(None, base, None, _asked_again(plan, base.given_adapter))
+
+
+def _asked_again(plan: Plan, adapter: str) -> Step:
+    settings = plan.experiment
+    return predictions_step(
+        "evaluate old again",
+        plan.old,
+        adapter,
+        plan.queries,
+        settings.evaluation,
+        settings.scoring_dtype,
+    )
+
+
 def _versions(experiment: Experiment) -> list[tuple[str, VersionConfig]]:
     return [("old", experiment.old), ("new", experiment.new)]
-
-
-def resolve_base(version: VersionConfig, name: str) -> Base:
-    """A version pinned to what its files are now; errors say whose they are."""
-    try:
-        return _resolve(version)
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from None
-
-
-def _resolve(version: VersionConfig) -> Base:
-    from muscle.models.compatibility import check_adapter
-    from muscle.models.fingerprint import fingerprint_adapter, fingerprint_base
-    from muscle.models.load import check_files, load_config
-    from muscle.models.resolve import resolve_model
-
-    ref = resolve_model(version.model)
-    check_files(version.model, version.revision)
-    fingerprint = fingerprint_base(version.model, version.revision)
-    # A hub model's fingerprint is its commit: workers load exactly that.
-    revision = None if os.path.isdir(ref) else fingerprint
-    config = VersionConfig(model=ref, revision=revision, adapter=version.adapter)
-    if version.adapter is None:
-        return Base(config, fingerprint, None)
-    adapter = storage.fetch(version.adapter)
-    check_adapter(adapter, version.model, fingerprint, load_config(ref, revision))
-    config = config.model_copy(update={"adapter": storage.absolute(version.adapter)})
-    return Base(config, fingerprint, fingerprint_adapter(adapter))
 
 
 def _check_tokenizers(experiment: Experiment) -> str:

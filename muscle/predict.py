@@ -12,10 +12,11 @@ from typing import Any, Protocol
 
 from muscle import __version__, storage
 from muscle.artifacts import Artifact
-from muscle.config import EvaluationConfig, ResourcesConfig
+from muscle.bases import Base
+from muscle.config import EvaluationConfig, PromptingConfig, ResourcesConfig
 from muscle.evaluation.job import Ask, BaseJob, EvaluateJob, QuerySet
 from muscle.evaluation.units import collect, discard
-from muscle.plan import Base, Plan, Run, Step
+from muscle.plan import Plan, Run, Step
 from muscle.steps import Workshop
 from muscle.tables import GROUP_ROWS, write_predictions, write_queries
 from muscle.tasks import Task
@@ -186,6 +187,44 @@ class Predictor:
         artifact = self.workshop.make(wanted.step, write)
         discard(ask)
         return artifact
+
+
+def about_predictions(
+    task: Task,
+    evaluation: EvaluationConfig,
+    dtype: str,
+    base: Base,
+    model: str,
+    prompting: PromptingConfig | None = None,
+    chat: str | None = None,
+) -> dict[str, Any]:
+    """How predictions were made, by the names of `Side.about`; goes with them in their file.
+
+    What is None is known to be none; what a caller alone knows (adapter, seed, groups) it adds.
+
+    Args:
+        model: the base as the user calls it.
+        prompting: None: as plain text.
+        chat: of `Prompting.chat_name`, what tells one chat template from another.
+    """
+    prompting = prompting or PromptingConfig()
+    libraries = {name: library_version(name) for name in ("lm_eval", "transformers", "torch")}
+    return {
+        "task_version": task.version,
+        "filter": task.filter,
+        "num_fewshot": task.settings()["num_fewshot"],
+        "dtype": dtype,
+        # Given answers are scored by our own engine, whatever writes the others.
+        "backend": evaluation.backend if task.generates else "transformers",
+        "max_length": evaluation.max_length,
+        "limit": evaluation.limit,
+        "chat_template": chat,
+        "system_instruction": prompting.system_instruction,
+        "fewshot_as_multiturn": prompting.fewshot_as_multiturn,
+        "model": model,
+        "base": base.fingerprint,
+        "software": {"muscle": __version__, **libraries},
+    }
 
 
 def software(libraries: Sequence[str]) -> dict[str, Any]:

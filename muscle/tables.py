@@ -7,6 +7,7 @@ None and the empty list all come back as they went.
 `*_to_row` and `row_to_*` turn records into plain dicts and back: Ray Data moves rows.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +50,9 @@ ANSWER_SCHEMA = pa.schema(
         pa.field("error", pa.string()),
     ]
 )
+
+ABOUT = b"muscle"
+"""Key of a file's schema metadata: how its predictions were made, as JSON."""
 
 PREDICTION_SCHEMA = pa.schema(
     [
@@ -214,14 +218,47 @@ def read_answers(path: str | Path) -> list[Answer]:
     return [row_to_answer(row) for row in _read(path, ANSWER_SCHEMA)]
 
 
-def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> None:
-    """Write predictions; the file appears whole or not at all."""
-    write_rows(path, map(prediction_to_row, predictions), PREDICTION_SCHEMA)
+def write_predictions(
+    path: str | Path, predictions: Sequence[Prediction], about: Mapping[str, Any] | None = None
+) -> None:
+    """Write predictions; the file appears whole or not at all.
+
+    Args:
+        about: how they were made, JSON values by the names that `Side.about` lists; kept in
+            the file's schema metadata.
+
+    Raises:
+        ValueError: `about` holds NaN or infinity, TypeError: something that is no JSON value.
+    """
+    schema = PREDICTION_SCHEMA
+    if about is not None:
+        text = json.dumps(about, sort_keys=True, allow_nan=False)
+        schema = schema.with_metadata({ABOUT: text.encode()})
+    write_rows(path, map(prediction_to_row, predictions), schema)
 
 
 def read_predictions(path: str | Path) -> list[Prediction]:
     """Read predictions. Raises UserError: no such file, not ours."""
     return [row_to_prediction(row) for row in _read(path, PREDICTION_SCHEMA)]
+
+
+def read_about(path: str | Path) -> dict[str, Any]:
+    """How the predictions of a file were made; empty where the file doesn't say.
+
+    Raises:
+        UserError: no such file, not a whole Parquet file.
+    """
+    with _open(path) as file:
+        return about_of(file.schema_arrow)
+
+
+def about_of(schema: pa.Schema) -> dict[str, Any]:
+    """What a file's schema says of how its predictions were made; empty where it doesn't."""
+    try:
+        found = json.loads((schema.metadata or {}).get(ABOUT, b"{}"))
+    except ValueError:  # another tool's bytes under our name
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _line(error: Exception) -> str:

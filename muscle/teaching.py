@@ -6,12 +6,13 @@ from typing import Any, Protocol
 
 from muscle import storage
 from muscle.artifacts import Store
+from muscle.bases import Base
 from muscle.errors import UserError
 from muscle.losses.needs import needed_teachers
 from muscle.models.adapters import WEIGHTS
 from muscle.models.load import load_config, load_tokenizer, torch_dtype
 from muscle.models.sequences import tokenise
-from muscle.plan import Base, Plan, Run, Step
+from muscle.plan import Plan, Run, Step
 from muscle.splits import training_split
 from muscle.steps import Workshop
 from muscle.teachers.choose import Choice, choose

@@ -17,9 +17,10 @@ from muscle.config import CompatibilityConfig
 from muscle.errors import UserError
 from muscle.metrics.pairing import Predictions
 from muscle.metrics.power import smallest_difference
-from muscle.pipeline import LIBRARIES, Launcher
+from muscle.pipeline import Launcher
 from muscle.plan import Plan, Step, vary
 from muscle.predict import software
+from muscle.results import LIBRARIES
 from muscle.search import SearchPlan, check_search, identity
 from muscle.teaching import Teaching
 from muscle.training.job import OnProgress, Progress, TrainJob

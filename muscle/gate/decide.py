@@ -35,6 +35,7 @@ class Check:
 
     value, lower, upper  the number and its one-sided 95 % bounds, fractions or None
     unwaived             the value before waivers, where there are any
+    plain                whether the numbers are no shares: a gain of other scores
     needed_n             for "not enough evidence": about how many examples would do
     """
 
@@ -50,6 +51,7 @@ class Check:
     needed_n: int | None
     text: str
     unwaived: float | None = None
+    plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +152,7 @@ def needed(limit: str, delta: float, found: Found) -> int | None:
 def _checks(
     report: Mapping[str, Any], limits: Limits, pair: str, before: Mapping[str, Any] | None
 ) -> Iterator[Check]:
-    cut = {name: _slices(task, limits.slices) for name, task in report["tasks"].items()}
+    cut = {name: wanted_slices(task, limits.slices) for name, task in report["tasks"].items()}
     _refuse_unknown(report, limits.slices, cut)
     for name, task in report["tasks"].items():
         of = f"task {one_line(name, 60)!r}"
@@ -163,7 +165,8 @@ def _checks(
                     f"metric {one_line(str(task.get('metric')), 40)}: use max-nfr or min-gain"
                 )
             found, unwaived = _both(task, whole, pair, limit, of, graded)
-            yield _check(name, None, limit, delta, found, pair, unwaived)
+            plain = limit == "min_gain" and _no_shares(task)
+            yield _check(name, None, limit, delta, found, pair, unwaived, plain)
         for piece in cut[name]:
             yield from _slice_checks(name, task, piece, limits, pair, whole)
 
@@ -184,7 +187,8 @@ def _slice_checks(
             continue
         full = same[0] if same else None
         found, unwaived = _both(piece, full, pair, limit, of, bool(task["continuous"]))
-        yield _check(name, where, limit, delta, found, pair, unwaived)
+        plain = limit == "min_gain" and _no_shares(task)
+        yield _check(name, where, limit, delta, found, pair, unwaived, plain)
 
 
 def _both(
@@ -211,6 +215,12 @@ def _where(piece: Mapping[str, Any]) -> dict[str, str]:
     return {"column": str(piece["column"]), "value": str(piece["value"])}
 
 
+def _no_shares(task: Mapping[str, Any]) -> bool:
+    """Whether scores lie outside of [0, 1], so that points and percent mean nothing."""
+    scores = [version.get("score") for version in (task.get("versions") or {}).values()]
+    return any(score is not None and not 0 <= score <= 1 for score in scores)
+
+
 def _check(
     task: str,
     where: dict[str, str] | None,
@@ -219,27 +229,24 @@ def _check(
     found: Found,
     pair: str,
     unwaived: float | None,
+    plain: bool,
 ) -> Check:
     verdict = judge_bounds(limit, delta, found.lower, found.upper)
     more = needed(limit, delta, found) if verdict == UNSURE else None
-    text = words.check(task, where, limit, delta, found, pair, verdict, more)
+    asked = f"{words.place(task, where)}: {words.name(limit, delta, pair, plain)}"
+    text = words.check(asked, limit, found, verdict == UNSURE, more, plain)
     return Check(
         task, where, limit, delta, found.value, found.lower, found.upper, found.n,
-        verdict, more, text, unwaived,
+        verdict, more, text, unwaived, plain,
     )  # fmt: skip
 
 
-def _slices(task: Mapping[str, Any], asked: Sequence[str]) -> list[Mapping[str, Any]]:
-    """The slices of a task that were asked for, each once. A small one is judged only when
-    it is asked for by its value: with a whole column it would never let anything pass."""
+def wanted_slices(task: Mapping[str, Any], asked: Sequence[str]) -> list[Mapping[str, Any]]:
+    """The slices of a task that were asked for, each once, a pool of rare values included."""
     return [
         piece
         for piece in task.get("slices") or []
-        if any(
-            text == words.slice_name(_where(piece))
-            or (text == piece["column"] and not piece.get("small"))
-            for text in asked
-        )
+        if piece["column"] in asked or words.slice_name(_where(piece)) in asked
     ]
 
 
@@ -271,18 +278,8 @@ def _notes(report: Mapping[str, Any], limits: Limits) -> Iterator[str]:
         names = " and ".join(name.replace("_", "-") for name in left)
         yield f"{names}: for whole tasks, not for slices"
     for name, task in report["tasks"].items():
-        small = [
-            piece
-            for piece in task.get("slices") or []
-            if piece.get("small")
-            and piece["column"] in limits.slices
-            and words.slice_name(_where(piece)) not in limits.slices
-        ]
-        if small:
-            yield (
-                f"{one_line(name, 60)}: {len(small)} slices with too few examples were not "
-                f"judged (the largest has {max(int(p['n']) for p in small)})"
-            )
+        if limits.slices and task.get("slices_note"):
+            yield f"{one_line(name, 60)}, slices: {one_line(task['slices_note'], 300)}"
 
 
 def _keep_checks(kept: Kept) -> Iterator[Check]:
@@ -292,7 +289,7 @@ def _keep_checks(kept: Kept) -> Iterator[Check]:
         missing = sum(entry["task"] == task for entry in kept.unscored)
         verdict = FAIL if flips else UNSURE if missing else PASS
         ids = [str(flip["id"]) for flip in flips]
-        text = words.must_keep(task, n, ids, waived, missing, verdict)
+        text = words.must_keep(task, n, ids, waived, missing)
         unwaived = float(len(flips) + waived) if waived else None
         yield Check(
             task, None, MUST_KEEP, 0.0, float(len(flips)), None, None, n,

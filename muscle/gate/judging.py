@@ -1,20 +1,22 @@
 """A report on disk, held against limits: gate.json, junit.xml and the page again."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
 
 from muscle import storage
 from muscle.errors import UserError
-from muscle.gate.decide import EXIT_CODES, Kept, Verdict, decide
+from muscle.gate.decide import EXIT_CODES, Kept, Verdict, decide, wanted_slices
 from muscle.gate.junit import junit_xml
 from muscle.gate.limits import Limits
 from muscle.gate.must_keep import keep, read_must_keep
 from muscle.gate.outcomes import EXAMPLES, Example, Outcomes, read_outcomes
-from muscle.gate.reading import checked, choose_pair
+from muscle.gate.reading import AGAIN, checked, choose_pair
 from muscle.gate.waivers import Applied, apply, read_waivers
+from muscle.gate.words import slice_name
+from muscle.report.text import one_line
 
 REPORT = "report.json"
 GATE = "gate.json"
@@ -37,6 +39,7 @@ def judge(
     pair: str | None = None,
     today: date | None = None,
     output: str | None = None,
+    pages: bool = True,
 ) -> GateResult:
     """Hold the report of a comparison against limits, and write what comes of it.
 
@@ -46,11 +49,13 @@ def judge(
         pair: "old->compat" or another; None: that one where it is, else old->new.
         today: the day waivers are held against; None: today, in UTC.
         output: where gate.json and junit.xml go; None: beside the report, whose page and
-            Markdown are then written again with the verdict.
+            Markdown are then written again with the verdict, unless `pages` says no.
 
     Raises:
         UserError: whatever a user can mend; nothing has been written then.
     """
+    if output is not None:
+        storage.check_folder("--output", output)
     path, folder = _place(report)
     content = checked(_read(path), path)
     day = today or datetime.now(UTC).date()
@@ -58,18 +63,22 @@ def judge(
     applied, kept = _lists(content, folder, limits, chosen, day)
     before = None
     if applied.waived:
-        before, content = content, recompute(content, folder, applied.waived)
+        before, content = content, recompute(content, folder, limits, applied.waived)
     gate = decide(
         content, limits, pair=chosen, kept=kept, waivers=applied.entries, before=before, today=day
     )
     target = output or folder
-    if output is not None:
-        storage.check_folder("--output", output)
     data = json.dumps(gate, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     storage.write_bytes(storage.join(target, JUNIT), junit_xml(gate))
     storage.write_bytes(storage.join(target, GATE), data.encode("utf-8", "backslashreplace"))
-    if target == folder:
-        _show_verdict(folder)
+    here = storage.absolute(target) == storage.absolute(folder)
+    # A report.json on its own has no examples to show.
+    shown = path.rpartition("/")[2] == REPORT and storage.exists(storage.join(folder, EXAMPLES))
+    if pages and here and shown:
+        from muscle.report import write_markdown, write_page
+
+        write_page(folder)
+        write_markdown(folder)
     return GateResult(gate["verdict"], EXIT_CODES[gate["verdict"]], gate)
 
 
@@ -109,16 +118,49 @@ def _lists(
     return applied, keep(limits.must_keep, wanted, outcomes, applied.waived)
 
 
-def recompute(report: Mapping[str, Any], folder: str, waived: frozenset[Example]) -> dict[str, Any]:
-    """The report as it is without the waived flips, from examples.parquet."""
-    raise NotImplementedError
+def recompute(
+    report: Mapping[str, Any], folder: str, limits: Limits, waived: frozenset[Example]
+) -> dict[str, Any]:
+    """The report with the waived flips counted nowhere: its pairs, noise floor and the slices
+    that limits ask for, made again from examples.parquet.
+
+    Raises:
+        UserError: examples.parquet is not that of this report.
+    """
+    from muscle.report.build import ReportOptions, report_of
+    from muscle.report.example_reader import read_example_table
+
+    joined = read_example_table(storage.join(folder, EXAMPLES))
+    tasks = dict(report["tasks"])
+    for name in sorted({task for task, _ in waived}):
+        task = tasks[name]
+        if name not in joined or joined[name].n != task["n"]:
+            raise UserError(f"{folder}: {EXAMPLES} is not that of report.json: {AGAIN}")
+        pieces = wanted_slices(task, limits.slices)
+        # With the smallest slice's size as the least one, the same values stand alone.
+        options = ReportOptions(
+            slices=tuple(dict.fromkeys(str(piece["column"]) for piece in pieces)),
+            min_slice=min((int(p["n"]) for p in task.get("slices") or []), default=1),
+        )
+        allowed = [i for t, i in waived if t == name]
+        made = report_of({name: joined[name]}, {}, options, waived={name: allowed})["tasks"][name]
+        tasks[name] = {
+            **task,
+            "pairs": made["pairs"],
+            "noise_floor": made["noise_floor"],
+            "slices": [_made_again(piece, made["slices"]) for piece in pieces],
+        }
+    return {**report, "tasks": tasks}
 
 
-def _show_verdict(folder: str) -> None:
-    """Write the page and the Markdown again; a report.json on its own has no examples to show."""
-    if not storage.exists(storage.join(folder, EXAMPLES)):
-        return
-    from muscle.report.html import write_markdown, write_page
-
-    write_page(folder)
-    write_markdown(folder)
+def _made_again(piece: Mapping[str, Any], made: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A slice of the report with the pairs of the same one made again; a pool of rare values
+    is the only one of its column, and its name counts what is in it."""
+    for other in made:
+        same = other["column"] == piece["column"] and other["n"] == piece["n"]
+        if same and (other["value"] == piece["value"] or (other["small"] and piece["small"])):
+            return {**piece, "pairs": other["pairs"]}
+    raise UserError(
+        f"slice {one_line(slice_name(piece), 60)!r} can't be made again from {EXAMPLES}, which "
+        "holds no such text: compare without --text none, or gate without this slice"
+    )

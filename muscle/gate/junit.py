@@ -32,7 +32,7 @@ def junit_xml(gate: Mapping[str, Any]) -> bytes:
 
     for check in gate["checks"]:
         where = check["slice"]
-        name = words.name(check["limit"], check["delta"], gate["pair"])
+        name = words.name(check["limit"], check["delta"], gate["pair"], check["plain"])
         name += f" ({words.slice_name(where)})" if where else ""
         element = case(check["task"], name)
         if check["verdict"] == "fail":

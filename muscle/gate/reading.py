@@ -6,7 +6,6 @@ from typing import Any
 
 from muscle.errors import UserError
 from muscle.gate.limits import LimitName
-from muscle.metrics.bounds import clopper_pearson
 from muscle.report.text import one_line
 
 SCHEMA = "muscle.report/2"
@@ -93,9 +92,6 @@ def find(task: Mapping[str, Any], pair: str, limit: LimitName, of: str, continuo
     name = {"max_nfr": "nfr", "max_relative_nfr": "relative_nfr", "min_gain": "gain"}[limit]
     value, bounds = part(entry, name, of=of), part(entry, "bounds95", name, of=of)
     worse, better = entry.get("negative"), entry.get("positive")
-    if limit == "max_nfr" and worse is not None:
-        # Those of a slice are Wilson's, which lets 6 % pass where 5 % was promised.
-        bounds = clopper_pearson(int(worse), n)
     changed = None
     if limit == "min_gain" and None not in (worse, better) and not continuous:
         changed = (int(worse) + int(better)) / n

@@ -21,8 +21,9 @@ def print_gate(gate: Mapping[str, Any], console: Console | None = None) -> None:
     if gate["checks"]:
         console.print(_table(gate, console))
     for check in gate["checks"]:
-        if check["verdict"] == "not enough evidence":
-            console.print(literal(check["text"], console), soft_wrap=True)
+        if check["verdict"] != "pass":
+            line = f"{check['verdict']}: {check['text']}"
+            console.print(literal(line, console), soft_wrap=True)
     for line in [*gate["notes"], *waiver_lines(gate)]:
         console.print(literal(one_line(line, 400), console), soft_wrap=True)
     verdict = literal(gate["verdict"], console, STYLES[gate["verdict"]])
@@ -48,20 +49,24 @@ def waiver_lines(gate: Mapping[str, Any]) -> list[str]:
 
 
 def _table(gate: Mapping[str, Any], console: Console) -> Table:
-    table = Table(pad_edge=False, padding=(0, 1), box=box.SIMPLE)
-    for header in ("where", "limit", "seen", "95 % bounds", "n", "verdict"):
-        table.add_column(literal(header, console), overflow="fold")
+    title = literal(words.arrow(gate["pair"]), console, "bold")
+    table = Table(title=title, title_justify="left", pad_edge=False, padding=(0, 1), box=box.SIMPLE)
+    widths = {"where": 12, "limit": 18, "seen": None, "95 % bounds": None, "n": None, "verdict": 10}
+    for header, width in widths.items():
+        name = literal(header, console)
+        table.add_column(name, overflow="fold", no_wrap=width is None, min_width=width)
     for check in gate["checks"]:
-        limit, delta = check["limit"], check["delta"]
-        asked = words.name(limit, delta, gate["pair"])
-        bounds = [words.amount(limit, check[end], unit=False) for end in ("lower", "upper")]
+        limit, plain = check["limit"], check["plain"]
+        value, *bounds = (
+            words.amount(limit, check[key], False, plain) for key in ("value", "lower", "upper")
+        )
         keep = limit == "must_keep"
         cells = (
             words.place(check["task"], check["slice"]),
-            asked,
-            f"{check['value']:.0f} flipped" if keep else words.amount(limit, check["value"]),
+            words.short_name(limit, check["delta"], plain),
+            f"{check['value']:.0f}" if keep else value,
             "" if keep else f"[{bounds[0]}, {bounds[1]}]",
-            str(check["n"]),
+            f"{check['n']:,}",
         )
         style = STYLES[check["verdict"]]
         table.add_row(

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 LABELS = {
     "max_nfr": "NFR",
-    "max_excess_nfr": "NFR beyond the noise floor,",
+    "max_excess_nfr": "excess NFR",
     "max_relative_nfr": "relative NFR",
     "min_gain": "gain",
     "must_keep": "must-keep examples",
@@ -28,20 +28,35 @@ def arrow(pair: str) -> str:
     return pair.replace("->", "→")
 
 
-def amount(limit: str, value: float | None, unit: bool = True) -> str:
-    """A number in its limit's unit: percent, points of a gain or an excess, or a ratio."""
-    if value is None or limit == RATIO:
-        return number(value, 3)
+def amount(limit: str, value: float | None, unit: bool = True, plain: bool = False) -> str:
+    """A number in its limit's unit: percent, points of a gain or an excess, or a ratio.
+
+    `plain`: of scores that are no shares, such as log-likelihoods.
+    """
     signed = limit in ("min_gain", "max_excess_nfr")
+    if value is None or limit == RATIO or plain:
+        return number(value, 3, signed)
     return percent(value, 2, signed) + ((" points" if signed else " %") if unit else "")
 
 
-def name(limit: str, delta: float, pair: str) -> str:
+def name(limit: str, delta: float, pair: str, plain: bool = False) -> str:
     """What a check asks: "NFR old→compat ≤ 2.00 %"."""
     if limit == "must_keep":
         return f"must-keep examples {arrow(pair)}"
-    sign = "≥" if limit == "min_gain" else "≤"
-    return f"{LABELS[limit]} {arrow(pair)} {sign} {amount(limit, delta)}"
+    return f"{LABELS[limit]} {arrow(pair)} {sign(limit)} {amount(limit, delta, plain=plain)}"
+
+
+def short_name(limit: str, delta: float, plain: bool = False) -> str:
+    """The same for a table of one pair: "NFR % ≤ 2.00"; values below it need no unit."""
+    if limit == "must_keep":
+        return "must-keep flips"
+    unit = "" if limit == RATIO or plain else " %" if limit == "max_nfr" else " points"
+    return f"{LABELS[limit]}{unit} {sign(limit)} {amount(limit, delta, False, plain)}"
+
+
+def sign(limit: str) -> str:
+    """Which side of a limit is inside."""
+    return "≥" if limit == "min_gain" else "≤"
 
 
 def place(task: str, where: Mapping[str, str] | None) -> str:
@@ -50,27 +65,21 @@ def place(task: str, where: Mapping[str, str] | None) -> str:
 
 
 def check(
-    task: str,
-    where: Mapping[str, str] | None,
-    limit: str,
-    delta: float,
-    found: "Found",
-    pair: str,
-    verdict: str,
-    needed: int | None,
+    asked: str, limit: str, found: "Found", unsure: bool, needed: int | None, plain: bool
 ) -> str:
-    """One check in a sentence's worth of words, with what would settle it."""
-    asked = f"{place(task, where)}: {name(limit, delta, pair)}"
+    """One check in a sentence's worth of words, with what would settle it if nothing has.
+
+    `asked` says where and what, from `place` and `name`.
+    """
     if found.value is None:
-        return f"{asked}: {verdict}, {found.why}"
-    value = f"it is {amount(limit, found.value)} of {found.n} examples"
-    if limit in ("min_gain", "max_excess_nfr", RATIO):
-        value = f"it is {amount(limit, found.value)} on {found.n} examples"
+        return f"{asked}: {found.why}"
+    of = "of" if limit == "max_nfr" else "on"
+    value = f"it is {amount(limit, found.value, plain=plain)} {of} {found.n:,} examples"
     if found.lower is None or found.upper is None:
-        return f"{asked}: {verdict}, {value}, without bounds: {found.why}"
-    low, high = (amount(limit, bound, unit=False) for bound in (found.lower, found.upper))
-    said = f"{asked}: {verdict}, {value} (one-sided 95 % bounds {low} and {high})"
-    return said if verdict != "not enough evidence" else f"{said}; {_would_do(limit, needed)}"
+        return f"{asked}: {value}, without bounds: {found.why}"
+    low, high = (amount(limit, bound, False, plain) for bound in (found.lower, found.upper))
+    said = f"{asked}: {value} (one-sided 95 % bounds {low} and {high})"
+    return f"{said}; {_would_do(limit, needed)}" if unsure else said
 
 
 def _would_do(limit: str, needed: int | None) -> str:
@@ -80,9 +89,7 @@ def _would_do(limit: str, needed: int | None) -> str:
     return f"at what was seen, about {needed:,} examples would do"
 
 
-def must_keep(
-    task: str, n: int, flips: Sequence[str], waived: int, unscored: int, verdict: str
-) -> str:
+def must_keep(task: str, n: int, flips: Sequence[str], waived: int, unscored: int) -> str:
     """The must-keep check of a task."""
     parts = [f"{len(flips)} of {n} flipped" if flips else f"none of {n} flipped"]
     if flips:
@@ -92,7 +99,7 @@ def must_keep(
         parts.append(f"{waived} waived")
     if unscored:
         parts.append(f"{unscored} not scored in every version")
-    return f"{one_line(task, 60)}: must-keep examples: {verdict}, {', '.join(parts)}"
+    return f"{one_line(task, 60)}: must-keep examples: {', '.join(parts)}"
 
 
 def reason(
@@ -111,5 +118,5 @@ def reason(
         return f"{which} inside the limit for {arrow(pair)} at one-sided 95 %{allowed}."
     decisive = [c for c in checks if c["verdict"] == verdict]
     others = len(decisive) - 1
-    more = f" (and {others} more, see below)" if others else ""
+    more = f" (and {others} more {'check' if others == 1 else 'checks'})" if others else ""
     return f"{decisive[0]['text']}{more}{allowed}."

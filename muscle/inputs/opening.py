@@ -27,19 +27,25 @@ def open_sides(paths: str | Sequence[str], asked: Asked | None = None) -> dict[s
     """
     asked = asked or Asked()
     sides: dict[str, Side] = {}
+    there: dict[str, None] = {}
     for path in [paths] if isinstance(paths, str) else paths:
-        for side in _folder(find_sources(path), asked):
+        sources = find_sources(path)
+        there |= dict.fromkeys(source.task for source in sources if source.task is not None)
+        for side in _folder(sources, asked):
+            there.setdefault(side.task)
+            if asked.tasks and side.task not in asked.tasks:
+                continue
             if side.task in sides:
                 raise UserError(
                     f"two files hold task '{side.task}': {sides[side.task].label} and {side.label}"
                 )
             sides[side.task] = side
-    unknown = [task for task in asked.tasks if task not in sides]
-    if unknown:
-        raise UserError(
-            f"--task {unknown[0]}: {paths} has no such task, only {listed(list(sides))}"
-        )
-    return {task: side for task, side in sides.items() if not asked.tasks or task in asked.tasks}
+    for task in asked.tasks:
+        if task not in sides:
+            raise UserError(
+                f"--task {task}: {paths} has no such task, only {listed(sorted(there))}"
+            )
+    return sides
 
 
 def _folder(sources: Sequence[Source], asked: Asked) -> Iterable[Side]:

@@ -43,7 +43,7 @@ class Names:
             raise UserError("--correct and --score: give one of them")
         self.id = self._need("--id", columns.id or "id")
         self.score = self._score(columns, asked.metric)
-        self.binary = columns.correct is not None or self.score == "correct"
+        self.binary = columns.score is None and self.score in ("correct", columns.correct)
         self.metric = asked.metric or self.score
         self.task = None if columns.task is None else self._need("--task-column", columns.task)
         self.texts: dict[str, str] = {}

@@ -77,7 +77,8 @@ def log_side(source: Source, asked: Asked, older: int) -> Side:
     about = about_log(results, task) | {"filter": log.filter}
     paths = [source.path] if results_path is None else [source.path, results_path]
     about["files"] = [{"path": path} for path in paths]
-    about["notes"] = _notes(source, task, log, older)
+    if notes := _notes(source, task, log, older):
+        about["notes"] = notes
     side = _LogColumns(columns, log, task, metric)
     return Side(task, metric, source.path, log.n, side.read, about)
 
@@ -90,8 +91,8 @@ def _notes(source: Source, task: str, log: "_Log", older: int) -> list[str]:
     if len(log.filters) > 1 and log.chosen_by_default:
         others = ", ".join(name for name in log.filters if name != log.filter)
         notes.append(
-            f"{task}: judged after the filter '{log.filter}', the first in {source.path}; "
-            f"others with --filter: {others}"
+            f"{task}: judged after the filter '{log.filter}', the first in the log; others with "
+            f"--filter: {others}"
         )
     return notes
 

@@ -131,7 +131,7 @@ def examples_for_difference(
 
     The difference d and the discordant share psi are taken to stay what they were. Then the
     bound is z sqrt((psi - d^2) / n) away from d, and 1 / n more for the example that nobody
-    saw (`bounds.mean_bounds`); solved for n. A limit above d asks for the upper bound, one
+    saw (`bounds.MeanBounds`); solved for n. A limit above d asks for the upper bound, one
     below d for the lower.
 
     Returns:

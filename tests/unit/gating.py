@@ -28,7 +28,7 @@ def pair_block(old: Right, new: Right) -> dict[str, Any]:
     bounds = {
         "nfr": rate_bounds([old & ~new]),
         "relative_nfr": relative_nfr_bounds([old * 1.0], [new * 1.0], [old & ~new]),
-        "gain": difference_bounds([new], [old]),
+        "gain": difference_bounds([new], [old]).at(),
     }
     return {
         "negative": counts.negative,
@@ -49,7 +49,7 @@ def task_block(
         floor = {"excess": {}}
         for name, right in versions.items():
             worse, noise = old & ~right, old & ~again
-            bounds = difference_bounds([worse], [noise])
+            bounds = difference_bounds([worse], [noise]).at()
             floor["excess"][f"old->{name}"] = {
                 "nfr": float(worse.mean() - noise.mean()),
                 "bounds95": {"nfr": None if bounds is None else list(bounds)},

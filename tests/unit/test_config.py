@@ -1,5 +1,6 @@
 """Experiment files: what is accepted, and the one line a user reads when it is not."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
@@ -353,3 +354,51 @@ def test_set_refused(refuse: Refuse, override: str, expected: str) -> None:
 def test_stop_strings_are_for_own_files() -> None:
     with pytest.raises(ValueError, match="'until' is for own files"):
         TaskConfig(name="piqa", until=["\n\n"])
+
+
+# --- the report, the gate and the noise floor ----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("gate: {max_nfr: 2}", r"'gate.max_nfr' is 2: .* less than 1"),
+        ("gate: {max_nfr: -0.1}", "'gate.max_nfr' is -0.1"),
+        ("gate: {max_nfr: 2%}", "'gate.max_nfr' is '2%'"),
+        ("gate: {min_gain: 1.0}", "'gate.min_gain' is 1.0"),
+        ("gate: {pair: old-new}", "'gate.pair' is 'old-new'"),
+        ("gate: {slices: [subject]}", "'gate': 'slices' are held against 'max_nfr' or 'min_gain'"),
+        ("gate: {waive: w.yaml}", "'gate': 'waive' allows flips that no limit forbids"),
+        ("gate: {max_excess_nfr: 0.01}", "'gate.max_excess_nfr' needs a noise floor"),
+        ("report: {text: some}", "'report.text' is 'some'"),
+        ("report: {min_slice: 0}", "'report.min_slice' is 0"),
+        ("noise_floor: 0.5", "'noise_floor' is 0.5"),
+        ("noise_floor: ''", "'noise_floor' is empty"),
+    ],
+)
+def test_limits_and_floors_that_make_no_sense(refuse: Refuse, line: str, expected: str) -> None:
+    assert re.search(expected, refuse(MINIMAL + line))
+
+
+def test_a_given_adapter_has_no_second_seed_of_its_own(refuse: Refuse, load: Load) -> None:
+    given = HARNESS + "old: {model: a, adapter: b}\nnew: {model: c}\n"
+    assert "(noise_floor: DIR)" in refuse(given + "noise_floor: true")
+    assert load(given + "noise_floor: d").noise_floor == "d"
+    assert load(MINIMAL, "noise_floor=true").noise_floor is True
+
+
+def test_limits_take_either_sign_and_lists_may_be_empty(load: Load) -> None:
+    found = load(MINIMAL + "gate: {min_gain: -0.01, max_relative_nfr: 1, slices: [a, b=c]}").gate
+    assert (found.min_gain, found.max_relative_nfr, found.slices) == (-0.01, 1.0, ["a", "b=c"])
+    assert found.asked and not load(MINIMAL).gate.asked
+    assert load(MINIMAL + "report: {slices: []}").report.slices == []
+    assert load(MINIMAL).report.slices is None
+
+
+def test_files_of_a_gate_are_found_beside_the_experiment(load: Load, tmp_path: Path) -> None:
+    for name in ("keep.txt", "waive.yaml", "second"):
+        (tmp_path / name).write_text("")
+    found = load(MINIMAL + "gate: {must_keep: keep.txt, waive: waive.yaml}\nnoise_floor: second")
+    assert found.gate.must_keep == str(tmp_path / "keep.txt")
+    assert found.gate.waive == str(tmp_path / "waive.yaml")
+    assert found.noise_floor == str(tmp_path / "second")

@@ -17,7 +17,7 @@ from muscle.evaluate import Evaluated, Evaluating, plan_evaluation
 from muscle.evaluation.job import EvaluateJob
 from muscle.experiment import build_evaluation, given_settings
 from muscle.metrics.summary import repeat_noise, score_summary
-from muscle.tables import read_predictions
+from muscle.tables import read_about, read_predictions
 from muscle.training.job import OnProgress, Progress
 from muscle.types import Prediction
 
@@ -81,6 +81,31 @@ def test_predictions_and_scores(task: str, tiny_models: dict[str, str], tmp_path
         read_predictions(tmp_path / "out" / n / "colours.parquet") for n in ("old", "bare")
     )
     assert old[0].loglikelihoods != bare[0].loglikelihoods  # the adapter answers
+
+
+def test_predictions_say_how_they_were_made(
+    task: str, tiny_models: dict[str, str], tmp_path: Path
+) -> None:
+    adapter = save_random_adapter(tmp_path / "adapter", tiny_models["old"], 1)
+    models = [f"old={tiny_models['old']}+{adapter}", f"new={tiny_models['new']}"]
+    prompting = {"system_instruction": "Be brief."}
+    evaluation = {"limit": 5, "max_length": 100}
+    done = run([task], models, tmp_path / "out", prompting=prompting, evaluation=evaluation)
+    about = {
+        name: read_about(tmp_path / "out" / name / "colours.parquet") for name in ("old", "new")
+    }
+    for name, found in about.items():
+        version = done.result["versions"][name]
+        assert found["base"] == version["fingerprint"] and found["model"] == tiny_models[name]
+        assert found["adapter"] == version["adapter_fingerprint"]
+        assert (found["limit"], found["max_length"], found["dtype"]) == (5, 100, "float32")
+        assert found["system_instruction"] == "Be brief." and found["num_fewshot"] == 0
+        assert found["chat_template"] is None and found["fewshot_as_multiturn"] is False
+        assert found["backend"] == "transformers" and found["groups"] == []
+        assert set(found["software"]) == {"muscle", "lm_eval", "transformers", "torch"}
+    assert about["old"]["adapter_path"] == adapter and about["new"]["adapter"] is None
+    rows = read_predictions(tmp_path / "out" / "old" / "colours.parquet")
+    assert all(row.document and row.fields["a"] == row.gold for row in rows)
 
 
 def test_going_on_asks_only_what_is_missing(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from colours import colour_settings, write_data
 from rich.console import Console
@@ -16,9 +17,11 @@ from muscle.commands import show_outcome
 from muscle.config import Experiment
 from muscle.errors import UserError
 from muscle.evaluation.job import EvaluateJob
+from muscle.experiment import load_experiment
+from muscle.models.fingerprint import fingerprint_adapter, fingerprint_base
 from muscle.pipeline import Pipeline, check_output, claim_output
-from muscle.plan import make_plan
-from muscle.tables import read_predictions
+from muscle.plan import make_plan, vary
+from muscle.tables import read_about, read_predictions
 from muscle.training.job import OnProgress, Progress, TrainJob
 
 
@@ -121,6 +124,7 @@ def test_resources_names_and_paths_change_no_key(
         ({"adapter": {"r": 3, "alpha": 4}}, {"train *", "evaluate *"}),
         ({"tuning": {"trials": 3, "epsilon": 0.1, "space": {"ce_weight": [0.1]}}}, set()),
         ({"compatibility": {"interpolation": 1.0}}, set()),
+        ({"gate": {"max_nfr": 0.02}, "report": {"text": "none", "min_slice": 3}}, set()),
     ],
 )
 def test_a_key_changes_exactly_when_its_numbers_do(
@@ -272,6 +276,177 @@ def test_several_seeds_train_all_three_and_compat_seeds_only_the_last(
     run(make(base, compat_seeds=[0, 1, 2], storage=storage), tmp_path / "b", launcher)
     # compat seeds 0 and task seed 0 are there already
     assert sorted(launcher.ran) == ["evaluate 2", "train compat (seed 1)", "train compat (seed 2)"]
+
+
+# --- the noise floor ------------------------------------------------------------------
+
+
+def labels(experiment: Experiment) -> list[str]:
+    return [step.label for step in make_plan(experiment).steps()]
+
+
+def test_a_second_old_is_two_steps_more_and_no_other_key(base: dict[str, Any]) -> None:
+    plain = {s.label: s.key for s in make_plan(make(base)).steps()}
+    floor = {s.label: s.key for s in make_plan(make(base, noise_floor=True)).steps()}
+    added = ["train old again (seed 1)", "evaluate old again"]
+    assert [label for label in floor if label not in plain] == added
+    assert {label: key for label, key in floor.items() if label in plain} == plain
+    assert list(floor).index(added[0]) < list(floor).index("train compat")
+    # It is what a run with that seed calls old, so a shared store has it once.
+    other = {s.label: s.key for s in make_plan(make(base, seeds=[1])).steps()}
+    assert floor[added[0]] == other["train old"] and floor[added[1]] == other["evaluate old"]
+
+
+def test_compat_seeds_share_one_second_old_and_seeds_have_it_anyway(base: dict[str, Any]) -> None:
+    shared = labels(make(base, compat_seeds=[0, 1, 2], noise_floor=True))
+    assert [label for label in shared if "again" in label] == [
+        "train old again (seed 1)",
+        "evaluate old again",
+    ]
+    several = make(base, seeds=[0, 3, 7], noise_floor=True)
+    assert labels(several) == labels(make(base, seeds=[0, 3, 7]))
+    plan = make_plan(several)
+    for run, other in {(0, 0): (3, 3), (3, 3): (7, 7), (7, 7): (0, 0)}.items():
+        assert plan.again[run].predictions is plan.predictions["old", other]
+        assert plan.again[run].seed == other[0]
+
+
+def test_a_search_and_its_trials_have_no_noise_floor(base: dict[str, Any]) -> None:
+    settings = make(base, noise_floor=True)
+    trial = vary(make_plan(settings), settings.compatibility.model_copy(update={"epochs": 2}))
+    assert trial.again == {} and not [s for s in trial.steps() if "again" in s.label]
+    assert trial.experiment.noise_floor is True  # best.yaml keeps it
+
+
+def test_a_noise_floor_can_be_had_later_and_is_asked_once(
+    base: dict[str, Any], finished: Path, tmp_path: Path
+) -> None:
+    """The same folder goes on: old is trained once more, nothing else is."""
+    output = tmp_path / "out"
+    shutil.copytree(finished, output)
+    before = json.loads((output / "report.json").read_text())["tasks"]["colours"]
+    launcher = Counting()
+    task = run(make(base, noise_floor=True), output, launcher)["tasks"]["colours"]
+    assert launcher.ran == ["train old again (seed 1)", "evaluate 1"]
+    assert before["noise_floor"] is None
+    for name in ("n", "versions", "pairs", "reduction", "slices", "comparability"):
+        assert task[name] == before[name], name
+    old, again = (
+        {p.id: p.score for p in read_predictions(output / name / "colours.parquet")}
+        for name in ("old", "again")
+    )
+    assert task["noise_floor"]["nfr"] == pytest.approx(
+        sum(again[i] < old[i] for i in old) / len(old)
+    )
+    assert read_about(output / "again" / "colours.parquet")["seed"] == 1
+    assert (output / "curves" / "again").exists()
+    given = str(output / "again" / "adapter")
+    launcher = Counting()
+    found = run(make(base, noise_floor=given), output, launcher)["tasks"]["colours"]
+    assert launcher.ran == ["evaluate 1"]  # a given adapter goes by its content
+    assert found == task
+    launcher = Counting()
+    run(make(base, noise_floor=given), output, launcher)
+    assert launcher.ran == []
+
+
+def test_with_several_seeds_the_next_old_is_the_second_one(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
+    launcher = Counting()
+    experiment = make(base, seeds=[0, 1], noise_floor=True)
+    report = run(experiment, tmp_path / "out", launcher)
+    assert launcher.ran[-1] == "evaluate 6"
+    place = [tmp_path / "out" / f"seed-{seed}" for seed in (0, 1)]
+    for here, there in (place, place[::-1]):
+        rows = read_predictions(here / "again" / "colours.parquet")
+        assert rows == read_predictions(there / "old" / "colours.parquet")
+    floors = [block["noise_floor"] for block in report["tasks"]["colours"]["by_seed"].values()]
+    assert floors[0]["counts"]["negative"] == floors[1]["counts"]["positive"]
+
+
+def test_no_second_old_of_a_given_adapter(base: dict[str, Any], finished: Path) -> None:
+    adapter = str(finished / "old" / "adapter")
+    old = {**base["old"], "adapter": adapter}
+    with pytest.raises(ValueError, match=r"give the directory .* another seed"):
+        make(base, old=old, noise_floor=True)
+    with pytest.raises(UserError, match=r"noise_floor.* is old's own adapter"):
+        make_plan(make(base, old=old, noise_floor=adapter))
+    with pytest.raises(UserError, match=r"noise_floor.*another base"):
+        make_plan(make(base, noise_floor=str(finished / "new" / "adapter")))
+    with pytest.raises(UserError, match=r"noise_floor.*nowhere"):
+        make_plan(make(base, noise_floor="nowhere"))
+
+
+# --- the report -----------------------------------------------------------------------
+
+
+def test_a_run_ends_with_the_report_of_a_comparison(finished: Path) -> None:
+    for name in ("report.json", "report.md", "report.html", "report.csv", "flips.csv"):
+        assert (finished / name).exists(), name
+    assert (finished / "examples.parquet").exists() and not (finished / "gate.json").exists()
+    command = json.loads((finished / "report.json").read_text())["provenance"]["command"]
+    assert command == "muscle run experiment.json"
+    again = load_experiment(finished / "experiment.json")
+    check_output(again, str(finished))  # it is the same experiment
+
+
+def test_predictions_say_how_they_were_made(
+    base: dict[str, Any], finished: Path, tiny_models: dict[str, str]
+) -> None:
+    found = {v: read_about(finished / v / "colours.parquet") for v in ("old", "new", "compat")}
+    for version, about in found.items():
+        of = "old" if version == "old" else "new"
+        assert about["model"] == tiny_models[of] and about["base"] == fingerprint_base(
+            about["model"]
+        )
+        assert about["adapter"] == fingerprint_adapter(str(finished / version / "adapter"))
+        assert about["seed"] == 0 and about["dtype"] == "float32" and about["num_fewshot"] == 0
+        assert about["software"]["torch"] and about["chat_template"] is None
+        assert about["filter"] == "none" and about["limit"] is None
+    assert len({about["adapter"] for about in found.values()}) == 3
+
+
+def test_other_report_settings_only_rewrite_the_report(
+    base: dict[str, Any], finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(finished, output)
+    ids = [p.id for p in read_predictions(output / "old" / "colours.parquet")]
+    (tmp_path / "keep.txt").write_text("\n".join(ids))
+    launcher = Counting()
+    gate = {"max_nfr": 0.9, "min_gain": -0.9, "must_keep": str(tmp_path / "keep.txt")}
+    settings = make(base, report={"text": "none", "min_slice": 2}, gate=gate)
+    pipeline = Pipeline(make_plan(settings), str(output), launcher, silent)
+    outcome = pipeline.run()
+    assert launcher.ran == [] and outcome.gate is not None
+    show_outcome(outcome, Console(width=200))
+    printed = capsys.readouterr().out
+    assert outcome.gate["verdict"] in printed.lower()
+    names = ("report.html", "report.md", "report.json")
+    assert printed.split()[-3:] == [str(output / name) for name in names]
+    written = json.loads((output / "gate.json").read_text())
+    assert written == outcome.gate
+    negative = outcome.report["tasks"]["colours"]["pairs"]["old->compat"]["negative"]
+    assert (written["verdict"] == "fail") == (negative > 0)
+    assert (output / "junit.xml").exists()
+    assert set(pq.read_table(output / "examples.parquet").column("question").to_pylist()) == {None}
+    # Without a gate its files go.
+    run(make(base), output)
+    assert not (output / "gate.json").exists() and not (output / "junit.xml").exists()
+    assert (output / "report.json").read_bytes() == (finished / "report.json").read_bytes()
+
+
+def test_a_list_of_unknown_ids_is_told_after_the_report(
+    base: dict[str, Any], finished: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(finished, output)
+    (tmp_path / "keep.txt").write_text("nobody\n")
+    settings = make(base, gate={"must_keep": str(tmp_path / "keep.txt")})
+    with pytest.raises(UserError, match="nobody"):
+        run(settings, output)
+    assert (output / "report.html").exists() and not (output / "gate.json").exists()
 
 
 # --- refused --------------------------------------------------------------------------

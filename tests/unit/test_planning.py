@@ -366,6 +366,24 @@ def test_seeds_multiply_steps_and_share_what_they_share(demo: Facts) -> None:
     assert reckon_cache(several, several.experiment.resources).passes == 9
 
 
+def test_a_second_old_is_counted(demo: Facts) -> None:
+    def counts(**changes: Any) -> dict[str, int]:
+        experiment = demo.experiment.model_copy(update=changes)
+        facts = replace(demo, experiment=experiment)
+        return {s.label: s.count for s in reckon(facts, experiment.resources).steps}
+
+    plain, more = counts(), counts(noise_floor=True)
+    assert {label for label in plain if plain[label] != more[label]} == {
+        "train old",
+        "evaluate old",
+    }
+    assert more["train old"] == plain["train old"] + 1
+    assert more["evaluate old"] == plain["evaluate old"] + 1
+    given = counts(noise_floor="somewhere")
+    assert given["train old"] == 1 and given["evaluate old"] == 2
+    assert counts(seeds=[0, 1], noise_floor=True) == counts(seeds=[0, 1])
+
+
 def test_online_teachers_are_held_and_cost_their_forwards(demo: Facts) -> None:
     def compat(**changes: Any) -> Any:
         resources = ResourcesConfig(**changes)

@@ -187,3 +187,28 @@ def test_a_write_is_whole_and_leaves_nothing_else(tmp_path, monkeypatch):
         storage.write_bytes(str(path), b"second")
     assert "disk full" in _one_line(error)
     assert path.read_bytes() == b"first" and [p.name for p in path.parent.iterdir()] == ["x"]
+
+
+def test_how_predictions_were_made_goes_with_them(tmp_path):
+    about = {"dtype": "float32", "max_length": None, "groups": ["a"], "model": "ünï\ud800"}
+    tables.write_predictions(tmp_path / "x", [PREDICTION], about)
+    assert tables.read_about(tmp_path / "x") == about
+    assert tables.read_predictions(tmp_path / "x") == [PREDICTION]
+    tables.write_predictions(tmp_path / "y", [PREDICTION])
+    assert tables.read_about(tmp_path / "y") == {}
+    with pytest.raises(ValueError):
+        tables.write_predictions(tmp_path / "z", [PREDICTION], {"x": math.nan})
+    assert not (tmp_path / "z").exists()
+
+
+@pytest.mark.parametrize("text", [b"[1]", b"{", b"\xff", b"null"])
+def test_what_others_put_under_our_name_is_nothing(tmp_path, text):
+    table = pa.table({"id": ["1"]}).replace_schema_metadata({tables.ABOUT: text})
+    pq.write_table(table, tmp_path / "x")
+    assert tables.read_about(tmp_path / "x") == {}
+
+
+def test_how_an_unreadable_file_was_made(tmp_path):
+    (tmp_path / "x").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match="not a whole Parquet"):
+        tables.read_about(tmp_path / "x")

@@ -1,0 +1,59 @@
+"""A version's base model and given adapter, pinned to what their files are now."""
+
+import os
+from dataclasses import dataclass
+
+from muscle import storage
+from muscle.config import VersionConfig
+from muscle.errors import UserError
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model pinned to what was fingerprinted, and its given adapter if any."""
+
+    config: VersionConfig
+    fingerprint: str
+    given_adapter: str | None  # fingerprint
+
+
+def resolve_base(version: VersionConfig, name: str) -> Base:
+    """A version pinned to what its files are now; errors say whose they are."""
+    try:
+        return _resolve(version)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+
+
+def _resolve(version: VersionConfig) -> Base:
+    from muscle.models.fingerprint import fingerprint_base
+    from muscle.models.load import check_files
+    from muscle.models.resolve import resolve_model
+
+    ref = resolve_model(version.model)
+    check_files(version.model, version.revision)
+    fingerprint = fingerprint_base(version.model, version.revision)
+    # A hub model's fingerprint is its commit: workers load exactly that.
+    revision = None if os.path.isdir(ref) else fingerprint
+    base = Base(VersionConfig(model=ref, revision=revision), fingerprint, None)
+    return base if version.adapter is None else with_adapter(base, version.adapter, version.model)
+
+
+def with_adapter(base: Base, path: str, called: str | None = None) -> Base:
+    """A base with an adapter that exists.
+
+    Args:
+        called: the base, in messages.
+
+    Raises:
+        UserError: no adapter there, or one that doesn't fit the base.
+    """
+    from muscle.models.compatibility import check_adapter
+    from muscle.models.fingerprint import fingerprint_adapter
+    from muscle.models.load import load_config
+
+    model, revision = base.config.model, base.config.revision
+    adapter = storage.fetch(path)
+    check_adapter(adapter, called or model, base.fingerprint, load_config(model, revision))
+    config = base.config.model_copy(update={"adapter": storage.absolute(path)})
+    return Base(config, base.fingerprint, fingerprint_adapter(adapter))

@@ -1,0 +1,200 @@
+"""What settings are made of, and those that say how an experiment runs, is searched and judged.
+
+Nothing here changes a number of an artifact: what sits under `resources`, `hardware`,
+`tracking`, `tuning`, `gate` and `report` is part of no key. The rest is in `muscle.config`.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MaskName = Literal[
+    "student-wrong",
+    "old-right",
+    "token-likelihood",
+    "sequence-likelihood",
+    "always-old",
+    "never-old",
+]
+
+BackendName = Literal["transformers", "continuous", "vllm"]
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+Interpolation = Annotated[float, Field(gt=0.0, le=2.0)]
+
+TUNING_FRACTION = 0.2
+"""Share of the training split that `muscle tune` compares trials on, where none is given."""
+
+
+class Part(BaseModel):
+    """Base of all parts: immutable, unknown keys are errors, and so are inf and nan."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ResourcesConfig(Part):
+    """What a run may use; nothing here changes a number beyond rounding.
+
+    A token budget bounds one forward: a batch is filled with sequences until their
+    number times the longest one reaches it. By default it is large on a GPU and small
+    on a CPU, where big batches fall out of the cache.
+    """
+
+    workers: Positive = 1
+    cpus_per_worker: Positive | None = None  # default: the local cores, shared
+    gpus_per_worker: Annotated[float, Field(ge=0.0)] | Literal["auto"] = "auto"
+    deepspeed: str = "zero2"
+    gradient_checkpointing: bool = False
+    training_tokens: Positive | None = None
+    teachers: Literal["auto", "cached", "online"] = "auto"
+    min_workers: Positive | None = None  # default: exactly `workers`
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    checkpoint_seconds: Annotated[float, Field(ge=0.0)] = 300.0
+    scoring_tokens: Positive | None = None
+    min_actors: Positive = 1
+    max_actors: Positive = 1
+    cpus_per_actor: Annotated[float, Field(gt=0.0)] = 1.0
+    gpus_per_actor: Annotated[float, Field(ge=0.0)] | Literal["auto"] = "auto"
+
+    @model_validator(mode="after")
+    def _actor_range(self) -> "ResourcesConfig":
+        if self.max_actors < self.min_actors:
+            raise ValueError("'max_actors' is smaller than 'min_actors'")
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError("'min_workers' is more than 'workers'")
+        return self
+
+
+class HardwareConfig(Part):
+    """The GPUs that `muscle plan` reckons with; nothing else reads it.
+
+    `gpu` is a name of `muscle.planning.hardware` and fills in what isn't given: memory in
+    GiB, dense bf16 rate in TFLOP/s. `utilisation` is the share of that rate a training
+    reaches. Without any of it, the machine that plans is reckoned with.
+    """
+
+    gpu: str | None = None
+    memory_gib: Annotated[float, Field(gt=0.0)] | None = None
+    tflops: Annotated[float, Field(gt=0.0)] | None = None
+    utilisation: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
+    price_per_hour: Annotated[float, Field(ge=0.0)] | None = None
+
+
+class TrackingConfig(Part):
+    """Where training curves go besides OUTPUT/curves/*/curve.jsonl.
+
+    `mlflow` is a tracking URI, `wandb` a project's name; each needs its extra.
+    """
+
+    tensorboard: bool = True
+    mlflow: str | None = None
+    wandb: str | None = None
+
+
+class RangeConfig(Part):
+    """An interval of a search space, both ends included; `log` draws evenly by ratio."""
+
+    min: float
+    max: float
+    log: bool = False
+
+
+Values = list[float] | RangeConfig
+
+
+class SpaceConfig(Part):
+    """What `muscle tune` varies of `CompatibilityConfig`: lists of values, or intervals.
+
+    What isn't named stays as the experiment has it. No rank: the adapter has new's shape.
+    """
+
+    mask: list[MaskName] | None = None
+    temperature: Values | None = None
+    ce_weight: Values | None = None
+    old_weight: Values | None = None
+    learning_rate: Values | None = None
+    epochs: list[int] | RangeConfig | None = None
+
+
+class TuningConfig(Part):
+    """`muscle tune`: the fewest negative flips at an accuracy of at least new's - `epsilon`.
+
+    trials          settings tried
+    epsilon         as a fraction: 0.005 is half a point
+    difference      of NFR, as a fraction, that each half of the tuning examples must be able
+                    to show; halves that can't are refused
+    space           default: `muscle.tuning.space.default_space`
+    interpolations  between new's adapter and compat's, scored for the best trials
+    finalists       how many of half A's best are judged by half B, and how many trials are
+                    interpolated
+    pareto          search the front of (NFR, accuracy) instead of one constrained optimum
+    seed            of the suggestions
+    concurrent      trials at once; default: as many as there is room for
+    """
+
+    trials: Positive = 24
+    epsilon: Annotated[float, Field(ge=0.0, le=0.1)] = 0.005
+    difference: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
+    space: SpaceConfig | None = None
+    interpolations: list[Interpolation] = [0.5, 0.75, 1.25]
+    finalists: Positive = 3
+    pareto: bool = False
+    seed: Annotated[int, Field(ge=0)] = 0
+    concurrent: Positive | None = None
+
+
+PairName = Literal["old->new", "old->compat", "new->compat"]
+
+# 1 would be a limit that nothing breaks; who writes 2 means 2 percent.
+Limit = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class GateConfig(Part):
+    """What `muscle run` holds its report against, as `muscle gate` does; fractions.
+
+    max_nfr           the negative flip rate, at most
+    max_excess_nfr    NFR less that between two seeds of old (`noise_floor`), at most
+    max_relative_nfr  at most
+    min_gain          score(after) - score(before), at least; may be negative
+    must_keep         a file of ids that may not flip
+    waive             a file of flips that somebody allowed: id, reason, until
+    slices            COLUMN (each of its values) or COLUMN=VALUE, judged like tasks
+    pair              default: old->compat
+    """
+
+    max_nfr: Limit | None = None
+    max_excess_nfr: Limit | None = None
+    max_relative_nfr: Fraction | None = None
+    min_gain: Annotated[float, Field(gt=-1.0, lt=1.0)] | None = None
+    must_keep: str | None = None
+    waive: str | None = None
+    slices: list[str] = []
+    pair: PairName | None = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether there is anything to hold a report against."""
+        rates = (self.max_nfr, self.max_excess_nfr, self.max_relative_nfr, self.min_gain)
+        return any(rate is not None for rate in rates) or self.must_keep is not None
+
+    @model_validator(mode="after")
+    def _limits_first(self) -> "GateConfig":
+        if self.slices and self.max_nfr is None and self.min_gain is None:
+            raise ValueError("'slices' are held against 'max_nfr' or 'min_gain': give one")
+        if self.waive is not None and not self.asked:
+            raise ValueError("'waive' allows flips that no limit forbids: give a limit")
+        return self
+
+
+class ReportConfig(Part):
+    """How the report is written; nothing here changes a number of a whole task.
+
+    text       examples' texts on the page ("page"), also in report.md ("all"), nowhere ("none")
+    slices     columns of the task; default: all with few values
+    min_slice  examples that a slice must have
+    """
+
+    text: Literal["page", "all", "none"] = "page"
+    slices: list[str] | None = None
+    min_slice: Positive = 50
