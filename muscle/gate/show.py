@@ -51,7 +51,7 @@ def waiver_lines(gate: Mapping[str, Any]) -> list[str]:
 def _table(gate: Mapping[str, Any], console: Console) -> Table:
     title = literal(words.arrow(gate["pair"]), console, "bold")
     table = Table(title=title, title_justify="left", pad_edge=False, padding=(0, 1), box=box.SIMPLE)
-    widths = {"where": 12, "limit": 18, "seen": None, "95 % bounds": None, "n": None, "verdict": 10}
+    widths = {"where": 10, "limit": 16, "seen": None, "95 % bounds": None, "n": None, "verdict": 10}
     for header, width in widths.items():
         name = literal(header, console)
         table.add_column(name, overflow="fold", no_wrap=width is None, min_width=width)

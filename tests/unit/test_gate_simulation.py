@@ -10,6 +10,7 @@ from scipy.stats import binom
 
 from muscle.gate import Limits, make_limits
 from muscle.gate.decide import decide
+from muscle.metrics.bounds import difference_bounds
 
 
 @cache
@@ -39,26 +40,31 @@ def excess_verdicts(extra: float, delta: float, n: int, repeats: int) -> Counter
     shares = [0.015, 0.015 + extra, 0.015, 0.7, 0.255 - extra]
     found: Counter[str] = Counter()
     known: dict[tuple[int, int], str] = {}
-    for both, new, again, right, wrong in np.random.default_rng(5).multinomial(n, shares, repeats):
+    for _, new, again, *_ in np.random.default_rng(5).multinomial(n, shares, repeats):
         if (new, again) not in known:
-            counts = (both, new, again, right, wrong)
-            old = np.repeat([True, True, True, True, False], counts)
-            after = np.repeat([False, False, True, True, False], counts)
-            second = np.repeat([False, True, False, True, False], counts)
-            block = task_block(old, after, again=second)
-            known[new, again] = decide(report_block(t=block), make_limits(max_excess_nfr=delta))[
-                "verdict"
-            ]
+            known[new, again] = excess_verdict(int(new), int(again), n, delta)
         found[known[new, again]] += 1
     return found
 
 
+def excess_verdict(new: int, again: int, n: int, delta: float) -> str:
+    """The verdict on flips that came in the update alone, or in old's second seed alone."""
+    update = np.repeat([True, False, False], [new, again, n - new - again])
+    floor = np.repeat([False, True, False], [new, again, n - new - again])
+    bounds = difference_bounds([update], [floor]).at()
+    assert bounds is not None
+    excess = {"nfr": (new - again) / n, "bounds95": {"nfr": list(bounds)}}
+    block = {"n": n, "continuous": False, "pairs": {"old->new": {}}}
+    block["noise_floor"] = {"excess": {"old->new": excess}}
+    return str(decide(report_block(t=block), make_limits(max_excess_nfr=delta))["verdict"])
+
+
 def test_excess_flips_on_their_limit_rarely_pass_and_beyond_it_never() -> None:
-    on, beyond = (excess_verdicts(extra, 0.02, 300, 400) for extra in (0.02, 0.05))
-    assert on["pass"] / 400 <= 0.05 + 3 * (0.05 * 0.95 / 400) ** 0.5
-    assert beyond["pass"] == 0 and beyond["fail"] > 200
+    on, beyond = (excess_verdicts(extra, 0.02, 300, 300) for extra in (0.02, 0.05))
+    assert on["pass"] / 300 <= 0.05 + 3 * (0.05 * 0.95 / 300) ** 0.5
+    assert beyond["pass"] == 0 and beyond["fail"] > 100
 
 
 def test_two_seeds_of_one_version_are_not_blocked() -> None:
-    found = excess_verdicts(0.0, 0.02, 1000, 200)
-    assert found["fail"] <= 2 and found["pass"] > 150
+    found = excess_verdicts(0.0, 0.02, 1000, 100)
+    assert found["fail"] <= 2 and found["pass"] > 75
