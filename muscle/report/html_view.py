@@ -63,6 +63,7 @@ def _task(index: int, name: str, task: Mapping[str, Any]) -> dict[str, Any]:
         "versions": view.versions(block),
         "pairs": [(p, view.arrow(p)) for p in pairs],
         "headline": headline(block),
+        "unscored": task["unscored"],
         "excluded": excluded_lines(block),
         "measures": view.rate_rows(block, full=True),
         "score": view.score_row(block),

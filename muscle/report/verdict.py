@@ -11,6 +11,8 @@ WORDS = {
     "fail": ("✖", "Fail"),
     "not enough evidence": ("?", "Not enough evidence"),
 }
+READINGS = 4
+"""Tasks whose result is said in words at the top; of more, those with the most flips."""
 LIMITS = {
     "max_nfr": "NFR at most",
     "max_excess_nfr": "NFR beyond the noise floor at most",
@@ -22,7 +24,10 @@ LIMITS = {
 
 def verdict_view(report: Mapping[str, Any], gate: Mapping[str, Any] | None) -> dict[str, Any]:
     """The gate's verdict, or that no limit was set."""
-    readings = [(name, view.reading(task)) for name, task in sorted(report["tasks"].items())]
+    tasks = sorted(report["tasks"].items())
+    if len(tasks) > READINGS:
+        tasks = sorted(tasks, key=lambda item: -_flips(item[1]))[:READINGS]
+    readings = [(name, view.reading(task)) for name, task in tasks]
     if gate is None:
         return {"kind": "none", "symbol": "○", "word": "No limit was set", "readings": readings}
     if is_stale(report, gate):
@@ -43,6 +48,12 @@ def verdict_view(report: Mapping[str, Any], gate: Mapping[str, Any] | None) -> d
         "waivers": gate.get("waivers") or [],
         "notes": gate.get("notes") or [],
     }
+
+
+def _flips(task: Mapping[str, Any]) -> float:
+    """NFR of what would ship: of compat if there is one, else of new."""
+    pair = task["pairs"].get("old->compat") or task["pairs"]["old->new"]
+    return float(pair["nfr"] or 0.0)
 
 
 def is_stale(report: Mapping[str, Any], gate: Mapping[str, Any]) -> bool:
@@ -129,10 +140,10 @@ def excluded_lines(task: Mapping[str, Any]) -> list[str]:
     lines = []
     if task["unscored"]:
         lines.append(
-            f"{task['unscored']} examples are unscored in some version and left out of all numbers."
+            f"{_examples(task['unscored'])} unscored in some version and left out of all numbers."
         )
     if task.get("common_only"):
-        lines.append(f"{task['common_only']} examples are not in all inputs and left out.")
+        lines.append(f"{_examples(task['common_only'])} not in all inputs and left out.")
     said: dict[str, list[str]] = {}
     cut: dict[str, list[str]] = {}
     for version, found in (task.get("excluded") or {}).items():
@@ -147,6 +158,10 @@ def excluded_lines(task: Mapping[str, Any]) -> list[str]:
         for what, counts in cut.items()
     ]
     return lines + _tie_lines(task.get("near_ties"))
+
+
+def _examples(n: int) -> str:
+    return "1 example is" if n == 1 else f"{n} examples are"
 
 
 def _named(version: str) -> str:

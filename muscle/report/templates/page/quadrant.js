@@ -39,7 +39,25 @@ function quadrants(box) {
   draw();
 }
 
+// Many tasks: a table, whose numbers are the same buttons.
+function changeRows(box) {
+  const several = new Set(data.changes.map((row) => row[1])).size > 1;
+  const head = ["task", ...(several ? ["seed"] : []), "✓ fixed", "▼ kept", "▼ newly made"];
+  const rows = data.changes.map(([task, seed, fixed, kept, made]) => {
+    const cell = (change, title, n) => make("td", { class: "n", "data-sort": n }, make("button", { type: "button", class: "link", "data-change": change,
+      "aria-label": `${title}, ${seen(task)}: ${n}`,
+      click: () => browse({ task, seed: several ? String(seed) : "", pair: change === "made" ? "old->compat" : "old->new", change }) }, whole(n)));
+    return make("tr", { "data-task": task }, make("th", { scope: "row" }, seen(task)), several ? make("td", { class: "n" }, seed) : null,
+      cell("fixed", "fixed", fixed), cell("kept", "kept", kept), cell("made", "newly made", made));
+  });
+  const table = make("table", { class: "sortable" }, make("caption", { class: "sr" }, "Negative flips of new under compat"),
+    make("thead", {}, make("tr", {}, ...head.map((text, i) => make("th", { scope: "col", class: i ? "n" : "" }, text)))), make("tbody", {}, ...rows));
+  box.append(make("div", { class: "wide" }, table));
+  sortable(table);
+}
+
 function changeTable(box) {
+  if (data.changes.length > 8) { changeRows(box); return; }
   const cards = data.changes.map(([task, seed, fixed, kept, made, neither]) => {
     const seeds = new Set(data.changes.filter((row) => row[0] === task).map((row) => row[1])).size;
     const go = (change) => () => browse({ task, seed: seeds > 1 ? String(seed) : "", pair: change === "made" ? "old->compat" : "old->new", change });
