@@ -18,9 +18,11 @@ BATCH = 1 << 16  # rows gathered at once, so that a column is never in memory tw
 
 
 def whole(column: Column) -> pa.Array:
-    """A column in one piece; with 64-bit offsets where its texts may pass 2 GiB together."""
-    if column.nbytes >= _FITS:
-        column = column.cast(_large(column.type))
+    """A column in one piece; with 64-bit offsets where its texts may pass 2 GiB together, else
+    with 32-bit ones, whatever its reader chose."""
+    kind = _large(column.type) if column.nbytes >= _FITS else _small(column.type)
+    if kind != column.type:
+        column = column.cast(kind)
     if not isinstance(column, pa.ChunkedArray):
         return column
     if column.num_chunks == 1:
@@ -32,6 +34,13 @@ def _large(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_string(kind):
         return pa.large_string()
     return pa.large_list(_large(kind.value_type)) if pa.types.is_list(kind) else kind
+
+
+def _small(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_large_string(kind):
+        return pa.string()
+    listed = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return pa.list_(_small(kind.value_type)) if listed else kind
 
 
 def batches(column: pa.Array, order: Order, rows: int = BATCH) -> Iterator[pa.Array]:

@@ -89,7 +89,7 @@ def _column(side: Side, name: str) -> pa.Array:
 
 
 def _sorted(task: str, side: Side) -> tuple[pa.Array, Order]:
-    ids = _column(side, "id")
+    ids = _column(side, "id").cast(pa.large_string())  # alike on all sides, to be compared
     order = sorted_order(ids)
     ids = ids.take(pa.array(order))
     twice = first_repeated(ids)
