@@ -12,6 +12,7 @@ from muscle.metrics.slices import slice_blocks
 from muscle.metrics.ties import near_tie_block
 from muscle.report.floor import floor_block
 from muscle.report.pairs import pair_block, reduction_block, version_block
+from muscle.report.private import slices_without_texts, without_texts
 from muscle.report.sums import Seeds, TaskSums
 
 SCHEMA = "muscle.report/2"
@@ -24,7 +25,8 @@ class ReportOptions:
     draws      bootstrap draws; `seed` is their random seed
     slices     columns to slice by; None: those that are fit for it
     min_slice  examples that a slice needs, to be shown by itself
-    text       which examples' texts the page shows: "page", "all" or "none"
+    text       where examples' texts are shown: "page", "all" or "none" (nowhere; then only
+               columns that are named are sliced by)
     groups     task group -> its tasks
     """
 
@@ -115,8 +117,10 @@ def _task(task: JoinedTask, options: ReportOptions) -> dict[str, Any]:
     together = _block(sums, task.seeds)
     one = len(task.seeds) == 1
     by_seed = {str(s): together if one else _block(sums, (s,)) for s in task.seeds}
-    slices, note = slice_blocks(task, options.slices, options.min_slice) if task.n else ([], None)
-    return {
+    hidden = options.text == "none"
+    columns = slices_without_texts(options.slices) if hidden else options.slices
+    slices, note = slice_blocks(task, columns, options.min_slice) if task.n else ([], None)
+    block = {
         "n": task.n,
         "unscored": task.unscored,
         "metric": task.metric,
@@ -131,6 +135,7 @@ def _task(task: JoinedTask, options: ReportOptions) -> dict[str, Any]:
         "slices": slices,
         "slices_note": note,
     }
+    return without_texts(block) if hidden else block
 
 
 def _block(sums: TaskSums, seeds: Seeds) -> dict[str, Any]:

@@ -57,7 +57,7 @@ OF_VERSION = {
 }
 """Columns of each version, by the end of their name: type, and the column of a side."""
 
-PRIVATE = ("question", "gold", "choices", "fields", "answer", "response")
+PRIVATE = ("question", "gold", "choices", "fields", "answer", "response", "error")
 """What holds texts of the examples; left out where those are not to be shown."""
 
 
