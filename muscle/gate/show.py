@@ -20,8 +20,9 @@ def print_gate(gate: Mapping[str, Any], console: Console | None = None) -> None:
     console = console or Console()
     if gate["checks"]:
         console.print(_table(gate, console))
+    decisive = [check for check in gate["checks"] if check["verdict"] == gate["verdict"]]
     for check in gate["checks"]:
-        if check["verdict"] != "pass":
+        if check["verdict"] != "pass" and check is not decisive[0]:  # that one is the reason
             line = f"{check['verdict']}: {check['text']}"
             console.print(literal(line, console), soft_wrap=True)
     for line in [*gate["notes"], *waiver_lines(gate)]:
