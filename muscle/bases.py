@@ -4,8 +4,9 @@ import os
 from dataclasses import dataclass
 
 from muscle import storage
-from muscle.config import VersionConfig
+from muscle.config import Experiment, VersionConfig
 from muscle.errors import UserError
+from muscle.losses.needs import different_tokenizers, needed_teachers
 
 
 @dataclass(frozen=True)
@@ -57,3 +58,24 @@ def with_adapter(base: Base, path: str, called: str | None = None) -> Base:
     check_adapter(adapter, called or model, base.fingerprint, load_config(model, revision))
     config = base.config.model_copy(update={"adapter": storage.absolute(path)})
     return Base(config, base.fingerprint, fingerprint_adapter(adapter))
+
+
+def versions_of(experiment: Experiment) -> list[tuple[str, VersionConfig]]:
+    """The two bases of an update, with the names by which errors call them."""
+    return [("old", experiment.old), ("new", experiment.new)]
+
+
+def check_tokenizers(experiment: Experiment) -> str:
+    """Token-level distillation needs one tokenizer; say early what still works.
+
+    Returns the fingerprint of new's, by which both teachers read.
+    """
+    from muscle.models.fingerprint import fingerprint_tokenizer, same_tokenizer
+    from muscle.models.load import load_tokenizer
+
+    old, new = (load_tokenizer(v.model, v.revision) for _, v in versions_of(experiment))
+    if "old" in needed_teachers(experiment.compatibility):
+        reason = same_tokenizer(old, new)
+        if reason is not None:
+            raise UserError(different_tokenizers(reason))
+    return fingerprint_tokenizer(new)

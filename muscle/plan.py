@@ -9,13 +9,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from muscle.artifacts import key_of
-from muscle.bases import Base, resolve_base, with_adapter
+from muscle.bases import Base, check_tokenizers, resolve_base, versions_of, with_adapter
 from muscle.config import (
     CompatibilityConfig,
     EvaluationConfig,
     Experiment,
     TrainingConfig,
-    VersionConfig,
 )
 from muscle.errors import UserError
 from muscle.losses.needs import needed_teachers
@@ -107,8 +106,8 @@ def make_plan(experiment: Experiment) -> Plan:
         UserError: whatever is wrong with task, data, models, adapters or tokenizers.
     """
     task = load_task(experiment.task)
-    old, new = (resolve_base(version, name) for name, version in _versions(experiment))
-    tokenizer = _check_tokenizers(experiment)
+    old, new = (resolve_base(version, name) for name, version in versions_of(experiment))
+    tokenizer = check_tokenizers(experiment)
     for given in (experiment.old, experiment.new):
         if given.adapter is None and experiment.adapter.targets != "all-linear":
             check_targets(experiment.adapter, given.model, given.revision)
@@ -255,27 +254,6 @@ def _asked_again(plan: Plan, adapter: str) -> Step:
         settings.evaluation,
         settings.scoring_dtype,
     )
-
-
-def _versions(experiment: Experiment) -> list[tuple[str, VersionConfig]]:
-    return [("old", experiment.old), ("new", experiment.new)]
-
-
-def _check_tokenizers(experiment: Experiment) -> str:
-    """Token-level distillation needs one tokenizer; say early what still works.
-
-    Returns the fingerprint of new's, by which both teachers read.
-    """
-    from muscle.losses.needs import different_tokenizers
-    from muscle.models.fingerprint import fingerprint_tokenizer, same_tokenizer
-    from muscle.models.load import load_tokenizer
-
-    old, new = (load_tokenizer(v.model, v.revision) for _, v in _versions(experiment))
-    if "old" in needed_teachers(experiment.compatibility):
-        reason = same_tokenizer(old, new)
-        if reason is not None:
-            raise UserError(different_tokenizers(reason))
-    return fingerprint_tokenizer(new)
 
 
 def _examples_step(experiment: Experiment, task: Task) -> Step:

@@ -9,10 +9,11 @@ from typing import Any
 from muscle import storage
 from muscle.compare import EXAMPLES, REPORT, write_numbers, write_pages
 from muscle.config import Experiment, VersionConfig
+from muscle.errors import UserError
 from muscle.metrics.pairing import join_sides
 from muscle.plan import Again, Plan, Run
 from muscle.predict import about_predictions, software
-from muscle.report import adapter_card, pick_examples
+from muscle.report import adapter_card, pick_examples, write_csv
 from muscle.report.build import ReportOptions, report_of
 from muscle.report.examples import FlipExample
 from muscle.side import Side, side_of
@@ -181,7 +182,7 @@ class Results:
         return ReportOptions(slices=slices, min_slice=settings.min_slice, text=settings.text)
 
     def _judge(self) -> dict[str, Any] | None:
-        """What the gate says, and the pages, which show it."""
+        """What the gate says, if there is one, and the pages, which show it."""
         from muscle.gate import judge, make_limits
 
         settings = self.experiment.gate
@@ -190,9 +191,12 @@ class Results:
             return None
         limits = make_limits(**settings.model_dump(exclude={"pair"}))
         try:
-            return judge(self.output, limits, pair=settings.pair).gate
-        finally:  # also without a verdict, as when a listed id is unknown
+            found = judge(self.output, limits, pair=settings.pair).gate
+        except UserError:  # as when a listed id is unknown: the numbers are right all the same
             write_pages(self.output)
+            raise
+        write_csv(self.output)  # the page and the Markdown were written with the verdict
+        return found
 
     def _write_cards(self, report: dict[str, Any]) -> None:
         """A model card beside every compat adapter in the output folder."""

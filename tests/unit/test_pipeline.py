@@ -14,6 +14,7 @@ from rich.console import Console
 
 from muscle.alone import Alone
 from muscle.commands import show_outcome
+from muscle.compare import Comparison, compare
 from muscle.config import Experiment
 from muscle.errors import UserError
 from muscle.evaluation.job import EvaluateJob
@@ -435,6 +436,16 @@ def test_other_report_settings_only_rewrite_the_report(
     run(make(base), output)
     assert not (output / "gate.json").exists() and not (output / "junit.xml").exists()
     assert (output / "report.json").read_bytes() == (finished / "report.json").read_bytes()
+
+
+def test_comparing_its_folder_gives_the_same_numbers(finished: Path, tmp_path: Path) -> None:
+    request = Comparison(str(finished), output=str(tmp_path / "compared"))
+    assert compare(request, Console(quiet=True)) == 0
+    ours, theirs = (
+        json.loads((folder / "report.json").read_text())["tasks"]
+        for folder in (finished, tmp_path / "compared")
+    )
+    assert theirs == ours
 
 
 def test_a_list_of_unknown_ids_is_told_after_the_report(
