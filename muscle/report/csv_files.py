@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
+from muscle.report.example_rows import BATCH, PAIRS, SIDES, is_flip, open_examples
 from muscle.report.page import read_comparison
-from muscle.report.payload import BATCH, PAIRS, SIDES, is_flip, open_examples
 from muscle.storage import exists, join, write_bytes
 
 COLUMNS = ("task", "seed", "what", "name", "measure", "value", "low", "high", "n")

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from muscle.report import view
 from muscle.report.closer import slice_columns
+from muscle.report.example_rows import COUNTED
 from muscle.report.html_view import page_view
 from muscle.report.page import read_comparison
-from muscle.report.payload import COUNTED, make_payload, safe_json
+from muscle.report.payload import make_payload, safe_json
 from muscle.report.text import visible
 from muscle.report.verdict import is_stale
 from muscle.storage import exists, join, write_bytes

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from muscle.errors import UserError
 from muscle.report import view
+from muscle.report.example_rows import pick_flips
 from muscle.report.examples import FlipExample
-from muscle.report.payload import pick_flips
 from muscle.report.text import markdown, one_line, p_value, percent, plain
 from muscle.report.verdict import excluded_lines, notes_view, verdict_view
 from muscle.storage import exists, join, read_json, write_bytes

@@ -6,13 +6,11 @@ value a number in a list. A million examples are looked at in columns; only thos
 become Python objects, a batch at a time.
 """
 
-import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,28 +19,16 @@ import pyarrow.parquet as pq
 
 from muscle.errors import UserError
 from muscle.metrics.flips import BoolArray
-from muscle.storage import filesystem
-
-OUTCOMES = (
-    "both_right",
-    "negative",
-    "positive",
-    "both_wrong_same",
-    "both_wrong_different",
-    "both_wrong",
-    "equal",
-    "unscored",
+from muscle.report.example_rows import (
+    BATCH,
+    OUTCOMES,
+    PAIRS,
+    SIDES,
+    id_keys,
+    is_flip,
+    open_examples,
 )
-COUNTED = (*OUTCOMES[:5], "equal")
-"""Outcomes that report.json counts."""
-PAIRS = {
-    "old_new": "old->new",
-    "old_compat": "old->compat",
-    "new_compat": "new->compat",
-    "old_again": "old->again",
-}
-"""The outcome columns of examples.parquet and the pair each is about."""
-SIDES = ("old", "new", "compat", "again")
+
 ROW = (
     "task", "seed", "id", "question", "gold", "choices", "fields", "document", "margin",
     "outcomes", "sides",
@@ -50,11 +36,11 @@ ROW = (
 OF_VERSION = (
     "score", "answer", "response", "loglikelihoods", "error", "truncated", "near_tie", "question",
 )  # fmt: skip
+_COLUMNS = {side: [f"{side}_{name}" for name in OF_VERSION] for side in SIDES}
 OTHERS = 5_000
 """How many examples that are no flips the page carries at most."""
 LONG = 4_000
 """Characters of one text that the page carries; the rest stands in examples.parquet."""
-BATCH = 8_192
 # "<!--", "</script" and the two separators that end a line of JavaScript.
 _SAFE = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})
 
@@ -78,7 +64,11 @@ class Payload:
 
 def safe_json(value: Any) -> str:
     """Compact JSON for an inline script element; infinite numbers and NaN become null."""
-    text = json.dumps(_finite(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return _json(_finite(value))
+
+
+def _json(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.translate(_SAFE)
 
 
@@ -90,45 +80,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
     return value
-
-
-@contextmanager
-def open_examples(path: str) -> Iterator[pq.ParquetFile]:
-    """The example table at any fsspec path.
-
-    Raises:
-        UserError: there is none, or it is not a whole Parquet file.
-    """
-    files, where = filesystem(path)
-    try:
-        with files.open(where, "rb") as file:
-            yield pq.ParquetFile(file)
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file; write it with muscle compare") from None
-    except pa.ArrowException as error:
-        line = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: is not a whole Parquet file: {line}") from None
-
-
-def is_flip(table: pa.Table | pa.RecordBatch) -> BoolArray:
-    """Whether an example got worse or better in any pair, [rows]."""
-    flip = np.zeros(table.num_rows, dtype=np.bool_)
-    for name in PAIRS:
-        if name in table.schema.names:
-            found = pc.is_in(table[name], pa.array(["negative", "positive"]))
-            flip |= np.asarray(found.to_numpy(zero_copy_only=False), dtype=np.bool_)
-    return flip
-
-
-def id_keys(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """[rows] a fixed pseudo-random number for each id, the same in every file and task."""
-    keys = np.empty(len(ids), dtype=np.uint64)
-    for start in range(0, len(ids), BATCH):
-        part = ids.slice(start, BATCH).to_pylist()
-        keys[start : start + len(part)] = [
-            int.from_bytes(hashlib.blake2b(i.encode(), digest_size=8).digest(), "big") for i in part
-        ]
-    return keys
 
 
 def make_payload(path: str, report: dict[str, Any], room: int, others: int = OTHERS) -> Payload:
@@ -155,7 +106,7 @@ def make_payload(path: str, report: dict[str, Any], room: int, others: int = OTH
             raise UserError(f"{path}: has no column {sorted(missing)[0]!r}; it isn't ours")
         light = file.read(columns=["task", "seed", "id", *pairs])
         _check(path, light, report)
-        head = {
+        head: dict[str, Any] = {
             "row": ROW,
             "of_side": OF_VERSION,
             "outcomes": OUTCOMES,
@@ -173,7 +124,7 @@ def make_payload(path: str, report: dict[str, Any], room: int, others: int = OTH
         packed = _pack(file, packer, chosen, flips, keys, room - size)
         # The values of slices stand in the head, so their room is known only now.
         packed = _fit(packed, room - size - len(safe_json(fields.table()).encode()))
-    rows = [packed[i][1] for i in sorted(packed)]
+    rows = [packed[i].text for i in sorted(packed)]
     shown = np.zeros(len(keys), dtype=np.bool_)
     shown[np.array(list(packed), dtype=np.int64)] = True
     head |= {
@@ -189,10 +140,16 @@ def make_payload(path: str, report: dict[str, Any], room: int, others: int = OTH
 
 
 def _check(path: str, light: pa.Table, report: dict[str, Any]) -> None:
-    found = set(pc.unique(light["task"]).to_pylist())
-    if found - set(report["tasks"]):
-        odd = sorted(found - set(report["tasks"]))[0]
-        raise UserError(f"{path}: holds task {odd[:60]!r}, which is not in report.json beside it")
+    """Refuse a table that is not of this report: its counts would contradict the numbers."""
+    found = {e["values"]: e["counts"] for e in pc.value_counts(light["task"]).to_pylist()}
+    for name in sorted({*found, *report["tasks"]}):
+        task = report["tasks"].get(name)
+        wanted = 0 if task is None else (task["n"] + task["unscored"]) * len(task["by_seed"])
+        if found.get(name, 0) != wanted:
+            raise UserError(
+                f"{path}: has {found.get(name, 0)} rows of task {name[:60]!r}, report.json beside "
+                f"it {wanted}: they are of two comparisons; compare again"
+            )
 
 
 def _totals(light: pa.Table, pairs: list[str]) -> list[list[Any]]:
@@ -277,23 +234,20 @@ class Packer:
             [-1 if row[p] is None else OUTCOMES.index(row[p]) for p in self.pairs],
             [self._side(row, side, choices) for side in self.sides],
         ]
-        return safe_json(values)
+        return _json(values)  # every number in it is finite
 
     def _side(self, row: Mapping[str, Any], side: str, choices: list[str] | None) -> list[Any]:
-        def of(name: str) -> Any:
-            return row.get(f"{side}_{name}")
-
-        answer, likely = of("answer"), of("loglikelihoods")
-        response = None if of("response") == answer else of("response")
+        of = dict(zip(OF_VERSION, map(row.get, _COLUMNS[side]), strict=True))
+        answer, response, likely = of["answer"], of["response"], of["loglikelihoods"]
         values = [
-            _rounded(of("score"), 6),
+            _rounded(of["score"], 6),
             _choice(answer, choices),
-            shorten(response),
+            None if response == answer else shorten(response),
             None if likely is None else [_rounded(x) for x in likely],
-            shorten(of("error")),
-            of("truncated"),
-            of("near_tie"),
-            shorten(of("question")),
+            shorten(of["error"]),
+            of["truncated"],
+            of["near_tie"],
+            shorten(of["question"]),
         ]
         while len(values) > 1 and (values[-1] is None or values[-1] is False):
             values.pop()  # most end in nulls; the script reads what is missing as null
@@ -320,8 +274,20 @@ def shorten(text: str | None, limit: int = LONG) -> str | list[Any] | None:
     return [text[:head], text[len(text) - tail :], len(text) - limit]
 
 
-Packed = dict[int, tuple[tuple[bool, int, int], str]]
-"""Row of the file -> its rank (the lowest stay) and its JSON."""
+Rank = tuple[bool, int, int]
+"""Flips first, then by the id's hash: the lowest ranks are shown."""
+
+
+class Entry(NamedTuple):
+    """One example of the page: its JSON, and the bytes it takes."""
+
+    rank: Rank
+    text: str
+    size: int
+
+
+Packed = dict[int, Entry]
+"""By row of the file."""
 
 
 def _pack(
@@ -335,21 +301,25 @@ def _pack(
     """The chosen rows as JSON, as many as fit."""
     packed: Packed = {}
     size = start = 0
-    worst: tuple[bool, int, int] | None = None  # known once the room was full: no later row
+    worst: Rank | None = None  # known once the room was full: no later row
     for batch in file.iter_batches(batch_size=BATCH):
         here = np.flatnonzero(chosen[start : start + batch.num_rows])
-        ranks = [(not flips[start + i], int(keys[start + i]), start + int(i)) for i in here]
+        places = here + start
+        ranks = list(
+            zip((~flips[places]).tolist(), keys[places].tolist(), places.tolist(), strict=True)
+        )
         fitting = [k for k, rank in enumerate(ranks) if worst is None or rank < worst]
         if fitting:
             rows = batch.take(pa.array(here[fitting])).to_pylist()
             for k, row in zip(fitting, rows, strict=True):
                 text = packer.pack(row)
-                packed[ranks[k][2]] = ranks[k], text
-                size += len(text.encode()) + 1
-            if size > 2 * room:
+                entry = Entry(ranks[k], text, len(text.encode()) + 1)
+                packed[entry.rank[2]] = entry
+                size += entry.size
+            if size > 1.25 * room:
                 packed = _fit(packed, room)
-                size = sum(len(text.encode()) + 1 for _, text in packed.values())
-                worst = max((rank for rank, _ in packed.values()), default=(False, -1, -1))
+                size = sum(entry.size for entry in packed.values())
+                worst = max((entry.rank for entry in packed.values()), default=(False, -1, -1))
         start += batch.num_rows
     return _fit(packed, room)
 
@@ -357,50 +327,9 @@ def _pack(
 def _fit(packed: Packed, room: int) -> Packed:
     """The lowest ranks that fit into the room; nothing of a higher rank jumps the queue."""
     kept: Packed = {}
-    for i, (rank, text) in sorted(packed.items(), key=lambda item: item[1][0]):
-        room -= len(text.encode()) + 1
+    for i, entry in sorted(packed.items(), key=lambda item: item[1].rank):
+        room -= entry.size
         if room < 0:
             break
-        kept[i] = rank, text
+        kept[i] = entry
     return kept
-
-
-def _is(column: pa.ChunkedArray, value: Any) -> BoolArray:
-    found: BoolArray = pc.fill_null(pc.equal(column, value), False).to_numpy(zero_copy_only=False)
-    return found
-
-
-def pick_flips(path: str, limit: int = 5) -> dict[str, list[dict[str, Any]]]:
-    """Up to `limit` negative flips old->new of each task and its first seed, by their ids'
-    hashes: the same ones everywhere, but not the first rows of the file.
-
-    Raises:
-        UserError: no such file, or not a whole one.
-    """
-    with open_examples(path) as file:
-        light = file.read(columns=["task", "seed", "id", "old_new"])
-        keys = id_keys(light["id"])
-        negative = _is(light["old_new"], "negative")
-        places: list[int] = []
-        for task in pc.unique(light["task"]).to_pylist():
-            here = _is(light["task"], task)
-            first = pc.min(light["seed"].filter(pa.array(here))).as_py()
-            where = np.flatnonzero(here & _is(light["seed"], first) & negative)
-            places += where[np.argsort(keys[where], kind="stable")[:limit]].tolist()
-        found = dict(zip(sorted(places), _rows_at(file, np.sort(places)), strict=True))
-    flips: dict[str, list[dict[str, Any]]] = {}
-    for place in places:
-        flips.setdefault(found[place]["task"], []).append(found[place])
-    return flips
-
-
-def _rows_at(file: pq.ParquetFile, places: np.ndarray) -> list[dict[str, Any]]:
-    """Some rows of the file, in its order."""
-    rows: list[dict[str, Any]] = []
-    start = 0
-    for batch in file.iter_batches(batch_size=BATCH):
-        here = places[(places >= start) & (places < start + batch.num_rows)] - start
-        if len(here):
-            rows += batch.take(pa.array(here)).to_pylist()
-        start += batch.num_rows
-    return rows

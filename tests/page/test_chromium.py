@@ -191,8 +191,8 @@ def test_keyboard_alone(calm: Any, visit: Any) -> None:
         page.keyboard.press("End")
         assert page.inner_text("#place").endswith("380 of 380")
         inside = """() => {
-          const [list, row] = [document.querySelector("#list"), document.querySelector("#list [aria-selected=true]")]
-            .map((e) => e.getBoundingClientRect());
+          const box = (s) => document.querySelector(s).getBoundingClientRect();
+          const list = box("#list"), row = box("#list [aria-selected=true]");
           return row.top >= list.top - 1 && row.bottom <= list.bottom + 1;
         }"""
         assert page.evaluate(inside)
@@ -235,8 +235,9 @@ def test_detail_shows_answers_diff_and_choices(calm: Any, visit: Any) -> None:
         page.locator(".quadrants[data-task='1'] [data-choice='old->new']").click()
         page.locator(".quadrants[data-task='1'] [data-outcome='negative']").click()
         text = page.inner_text("#detail")
-        for words in ("Prompt", "Right answer", "✓ right", "✗ wrong", "✓ the right one", "◀",
-                      "Log-likelihoods", "Margin: new prefers", "old→new: ▼ negative flip"):  # fmt: skip
+        said = ["Prompt", "Right answer", "✓ right", "✗ wrong", "✓ the right one", "◀"]
+        said += ["Log-likelihoods", "Margin: new prefers", "old→new: ▼ negative flip"]
+        for words in said:
             assert words in text, words
         table = page.locator("#detail table")
         rows = [row.split("\t") for row in table.locator("tbody tr").all_inner_texts()]
@@ -348,11 +349,11 @@ def test_contrast(calm: Any, visit: Any, scheme: str) -> None:
             if (![...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim())) continue;
             if (e.disabled || e.closest("noscript, script, style, svg, option")) continue;
             let below = e;
-            const clear = (b) => /rgba\\(.*, 0\\)|transparent/.test(getComputedStyle(b).backgroundColor);
+            const clear = (b) => /rgba\\(.*, 0\\)/.test(getComputedStyle(b).backgroundColor);
             while (below && clear(below)) below = below.parentElement;
             const s = getComputedStyle(e);
-            seen.set(s.color + getComputedStyle(below || document.body).backgroundColor,
-              [s.color, getComputedStyle(below || document.body).backgroundColor, e.outerHTML.slice(0, 80)]);
+            const paper = getComputedStyle(below || document.body).backgroundColor;
+            seen.set(s.color + paper, [s.color, paper, e.outerHTML.slice(0, 80)]);
           }
           return [...seen.values()];
         }""")

@@ -22,14 +22,8 @@ from muscle.errors import UserError
 from muscle.report import view, write_csv, write_markdown, write_page
 from muscle.report.charts import ROWS, Dot, DotPlot, draw
 from muscle.report.csv_files import harmless
-from muscle.report.payload import (
-    LONG,
-    OUTCOMES,
-    id_keys,
-    make_payload,
-    safe_json,
-    shorten,
-)
+from muscle.report.example_rows import OUTCOMES, id_keys
+from muscle.report.payload import LONG, make_payload, safe_json, shorten
 from muscle.report.text import visible
 from muscle.report.verdict import is_stale, verdict_view
 
@@ -183,11 +177,11 @@ def test_counts_are_the_reports(folder):
     totals = {(t, s, p, o): n for t, s, p, o, n in data["totals"]}
     for name, task in report["tasks"].items():
         for pair, entry in task["pairs"].items():
-            for outcome in OUTCOMES[:5] + ("equal",):
+            for outcome in (*OUTCOMES[:5], "equal"):
                 count = entry.get(outcome) or 0
                 assert totals.get((name, 0, pair, outcome), 0) == count
         change = next(row[2:] for row in data["changes"] if row[0] == name)
-        fixed, kept, made, neither = change
+        fixed, kept, made, _ = change
         assert fixed + kept == task["pairs"]["old->new"]["negative"]
         assert kept + made == task["pairs"]["old->compat"]["negative"]
         assert sum(change) == task["n"]
@@ -490,7 +484,7 @@ def test_missing_and_broken_files(folder, tmp_path):
     del report["tasks"]["summaries"]
     (tmp_path / "report.json").write_text(json.dumps(report))
     (tmp_path / "examples.parquet").write_bytes(whole)
-    with pytest.raises(UserError, match="'summaries', which is not in report.json"):
+    with pytest.raises(UserError, match="60 rows of task 'summaries'.* it 0: they are of two"):
         write_page(str(tmp_path))
 
 
