@@ -484,7 +484,7 @@ def test_missing_and_broken_files(folder, tmp_path):
     del report["tasks"]["summaries"]
     (tmp_path / "report.json").write_text(json.dumps(report))
     (tmp_path / "examples.parquet").write_bytes(whole)
-    with pytest.raises(UserError, match="60 rows of task 'summaries'.* it 0: they are of two"):
+    with pytest.raises(UserError, match=r"60 rows of task 'summaries'.* it 0: they are of two"):
         write_page(str(tmp_path))
 
 
