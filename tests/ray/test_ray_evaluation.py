@@ -103,7 +103,7 @@ def assert_same(
                     assert x.loglikelihood == pytest.approx(y.loglikelihood, rel=1e-5)
 
 
-@pytest.mark.parametrize("actors", [1, 4])
+@pytest.mark.parametrize("actors", [pytest.param(1, marks=pytest.mark.long), 4])
 def test_any_number_of_actors_gives_the_same_answers(
     actors: int,
     job: EvaluateJob,

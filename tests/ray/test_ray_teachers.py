@@ -82,7 +82,7 @@ def alone(job: TeacherJob) -> dict[str, bytes]:
     return found
 
 
-@pytest.mark.parametrize("actors", [1, 2])
+@pytest.mark.parametrize("actors", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_two_bases_side_by_side_give_the_same_bits(
     actors: int, job: TeacherJob, alone: dict[str, bytes], tmp_path: Path, ray_local: None
 ) -> None:

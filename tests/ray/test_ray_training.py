@@ -109,7 +109,9 @@ def test_micro_batches_add_up_in_bfloat16_too(
     assert norms[0] == pytest.approx(norms[1], rel=0.05)
 
 
-@pytest.mark.parametrize(("stage", "workers"), [("zero2", 2), ("zero3", 2)])
+@pytest.mark.parametrize(
+    ("stage", "workers"), [pytest.param("zero2", 2, marks=pytest.mark.long), ("zero3", 2)]
+)
 def test_cached_teachers_serve_every_stage(
     stage: str,
     workers: int,
@@ -171,7 +173,7 @@ def test_dropout_does_not_know_the_number_of_workers(
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_a_partitioned_head_is_gathered_for_the_loss(
     tied: bool, tiny_models: dict[str, str], tmp_path: Path
 ) -> None:
@@ -244,6 +246,7 @@ def test_a_disk_that_is_full_in_a_worker_is_one_line_and_not_retried(
     assert "\n" not in str(caught.value) and "failed:" not in str(caught.value)
 
 
+@pytest.mark.long
 def test_two_trainings_side_by_side_report_their_progress(
     make_job: MakeJob, tmp_path: Path, ray_local: None
 ) -> None:
