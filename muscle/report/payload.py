@@ -155,7 +155,7 @@ def make_payload(path: str, report: dict[str, Any], room: int, others: int = OTH
             raise UserError(f"{path}: has no column {sorted(missing)[0]!r}; it isn't ours")
         light = file.read(columns=["task", "seed", "id", *pairs])
         _check(path, light, report)
-        head = {
+        head: dict[str, Any] = {
             "row": ROW,
             "of_side": OF_VERSION,
             "outcomes": OUTCOMES,
