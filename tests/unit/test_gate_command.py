@@ -320,6 +320,21 @@ def test_an_example_that_some_version_has_no_score_for_is_no_pass(tmp_path: Path
     assert found["must_keep"]["unscored"] == [{"task": "t", "id": "000001"}]
 
 
+def test_a_pass_says_what_it_has_not_seen(tmp_path: Path) -> None:
+    """Who answers only what is easy has no flips."""
+    from joined import joined
+
+    new = rows([1.0 if i % 2 else None for i in range(600)], question="another prompt")
+    about = {"old": {"dtype": "float32"}, "new": {"dtype": "bfloat16"}}
+    task = joined({"old": rows([1.0] * 600), "new": new}, about=about)
+    write_report(tmp_path, report_of({"t": task}, {}, ReportOptions(draws=50)))
+    found = judged(tmp_path, max_nfr="2%")
+    assert found["verdict"] == "pass"
+    unscored, unlike = found["notes"]
+    assert unscored.endswith("no score for them: t 300 of 600")
+    assert unlike.endswith("not evaluated alike: t (rendered prompts, number format)")
+
+
 def test_several_seeds_a_flip_in_one_of_them(tmp_path: Path) -> None:
     task = scored(
         {"old": [1.0] * 50, "new": [1.0] * 50}, {"old": [1.0] * 50, "new": [1.0] * 49 + [0.0]}
