@@ -355,22 +355,29 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        print(f"muscle: {error}", file=sys.stderr)
+        print(f"muscle: {_harmless(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except OSError as error:  # a path that can't be read or written
         if "--debug" in arguments:
             traceback.print_exc()
         where = f"{error.filename}: " if error.filename else ""
-        print(f"muscle: {where}{error.strerror or error}", file=sys.stderr)
+        print(f"muscle: {_harmless(f'{where}{error.strerror or error}')}", file=sys.stderr)
         raise SystemExit(2) from None
     except Exception as error:
         if not VERDICTS & set(arguments[:1]):
             raise
         if "--debug" in arguments:
             traceback.print_exc()
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        what = " ".join(_harmless(f"{type(error).__name__}: {error}").split())[:300]
         print(f"muscle: our own failure: {what}; --debug shows the traceback", file=sys.stderr)
         raise SystemExit(OUR_FAILURE) from None
+
+
+def _harmless(message: object) -> str:
+    """A message without terminal codes: names in foreign files may hold some."""
+    from muscle.report.text import plain
+
+    return plain(str(message))
 
 
 def job(command: str) -> None:

@@ -274,10 +274,11 @@ def _refuse_nothing(tasks: Mapping[str, JoinedTask]) -> None:
 def _provenance(request: Comparison, opened: Opened) -> dict[str, Any]:
     """Where the numbers come from; nothing in it changes between equal comparisons."""
     inputs: dict[str, Any] = {}
+    hashes: dict[str, str] = {}
     for seed, versions in opened.items():
         for version, sides in versions.items():
             name = f"{version} (seed {seed})" if len(opened) > 1 else version
-            inputs[name] = {task: _input(side) for task, side in sides.items()}
+            inputs[name] = {task: _input(side, hashes) for task, side in sides.items()}
     return {
         "muscle": __version__,
         "libraries": {name: library_version(name) for name in _LIBRARIES},
@@ -288,9 +289,15 @@ def _provenance(request: Comparison, opened: Opened) -> dict[str, Any]:
     }
 
 
-def _input(side: Side) -> dict[str, Any]:
-    files = {file["path"]: storage.sha256(file["path"]) for file in side.about.get("files", ())}
-    return {**side.about, "files": {path: f"sha256:{digest}" for path, digest in files.items()}}
+def _input(side: Side, hashes: dict[str, str]) -> dict[str, Any]:
+    """How a side was made; `hashes` keeps the files' hashes, as one may hold many tasks."""
+    files: dict[str, str] = {}
+    for file in side.about.get("files", ()):
+        path = file["path"]
+        if path not in hashes:
+            hashes[path] = f"sha256:{storage.sha256(path)}"
+        files[path] = hashes[path]
+    return {**side.about, "files": files}
 
 
 def _show(

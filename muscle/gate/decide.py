@@ -272,7 +272,7 @@ def _refuse_unknown(
 
 
 def _notes(report: Mapping[str, Any], limits: Limits) -> Iterator[str]:
-    """What was asked for and not judged."""
+    """What was asked for and not judged, and what no limit sees."""
     left = [name for name in limits.given() if name not in SLICE_LIMITS]
     if limits.slices and left:
         names = " and ".join(name.replace("_", "-") for name in left)
@@ -280,6 +280,31 @@ def _notes(report: Mapping[str, Any], limits: Limits) -> Iterator[str]:
     for name, task in report["tasks"].items():
         if limits.slices and task.get("slices_note"):
             yield f"{one_line(name, 60)}, slices: {one_line(task['slices_note'], 300)}"
+    yield from _unjudged(report)
+
+
+def _unjudged(report: Mapping[str, Any]) -> Iterator[str]:
+    """What a limit can't see: examples without a score, and inputs that were not alike."""
+    tasks = report["tasks"].items()
+    missing = [
+        f"{one_line(name, 60)} {task['unscored']:,} of {task['unscored'] + task['n']:,}"
+        for name, task in tasks
+        if task.get("unscored")
+    ]
+    if missing:
+        yield f"in no check, as some version has no score for them: {_some(missing)}"
+    other = [
+        f"{one_line(name, 60)} ({', '.join(one_line(note['what'], 40) for note in notes)})"
+        for name, task in tasks
+        if (notes := task.get("comparability"))
+    ]
+    if other:
+        yield f"the versions were not evaluated alike: {_some(other)}"
+
+
+def _some(parts: Sequence[str], most: int = 4) -> str:
+    more = f" and {len(parts) - most} more tasks" if len(parts) > most else ""
+    return "; ".join(parts[:most]) + more
 
 
 def _keep_checks(kept: Kept) -> Iterator[Check]:

@@ -112,10 +112,22 @@ def _lists(
     ids = [w.id for w in waivers] + [name for _, name in wanted]
     need = "waive" if waivers else "must-keep"
     outcomes: Outcomes = read_outcomes(folder, pair, ids, need)
+    _check_examples(report, folder, pair, outcomes)
     applied = apply(waivers, outcomes, str(limits.waive), today)
     if limits.must_keep is None:
         return applied, None
     return applied, keep(limits.must_keep, wanted, outcomes, applied.waived)
+
+
+def _check_examples(report: Mapping[str, Any], folder: str, pair: str, outcomes: Outcomes) -> None:
+    """Refuse examples of another comparison: what flipped there says nothing of this report."""
+    for name, task in report["tasks"].items():
+        seeds = task.get("by_seed") or {}
+        if not seeds:
+            continue
+        counted = sum(int(seed["pairs"][pair]["negative"]) for seed in seeds.values() if task["n"])
+        if outcomes.negative.get(name, 0) != counted:
+            raise UserError(f"{folder}: {EXAMPLES} is not that of report.json: {AGAIN}")
 
 
 def recompute(
@@ -127,6 +139,8 @@ def recompute(
     Raises:
         UserError: examples.parquet is not that of this report.
     """
+    from muscle.metrics.pairing import without_flips
+    from muscle.metrics.slices import slice_blocks
     from muscle.report.build import ReportOptions, report_of
     from muscle.report.example_reader import read_example_table
 
@@ -138,17 +152,20 @@ def recompute(
             raise UserError(f"{folder}: {EXAMPLES} is not that of report.json: {AGAIN}")
         pieces = wanted_slices(task, limits.slices)
         # With the smallest slice's size as the least one, the same values stand alone.
-        options = ReportOptions(
-            slices=tuple(dict.fromkeys(str(piece["column"]) for piece in pieces)),
-            min_slice=min((int(p["n"]) for p in task.get("slices") or []), default=1),
-        )
-        allowed = [i for t, i in waived if t == name]
+        least = min((int(p["n"]) for p in task.get("slices") or []), default=1)
+        columns = tuple(dict.fromkeys(str(piece["column"]) for piece in pieces))
+        allowed = {i for t, i in waived if t == name}
+        options = ReportOptions(slices=columns, min_slice=least)
         made = report_of({name: joined[name]}, {}, options, waived={name: allowed})["tasks"][name]
+        slices = list(made["slices"])
+        if pieces:
+            # A column that nobody named may be in quartiles where a named one has its values.
+            slices += slice_blocks(without_flips(joined[name], allowed), None, least)[0]
         tasks[name] = {
             **task,
             "pairs": made["pairs"],
             "noise_floor": made["noise_floor"],
-            "slices": [_made_again(piece, made["slices"]) for piece in pieces],
+            "slices": [_made_again(piece, slices) for piece in pieces],
         }
     return {**report, "tasks": tasks}
 

@@ -1,7 +1,7 @@
 """Which examples flipped, by id, from examples.parquet beside a report."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,11 +23,15 @@ Wanted = tuple[str | None, str]
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
-    """What became of some examples under one pair, in any of the seeds."""
+    """What became of some examples under one pair, in any of the seeds.
+
+    `negative`: how many negative flips each task has, of all examples and seeds together.
+    """
 
     known: frozenset[Example]
     flipped: frozenset[Example]
     unscored: frozenset[Example]
+    negative: Mapping[str, int] = field(default_factory=dict)
 
     def resolve(self, wanted: Sequence[Wanted], file: str) -> list[frozenset[Example]]:
         """The examples that each entry of a user's file names, at least one each.
@@ -79,6 +83,7 @@ def read_outcomes(folder: str, pair: str, ids: Iterable[str], need: str) -> Outc
     except (pa.ArrowException, KeyError, OSError) as error:
         reason = one_line(str(error), 200)
         raise UserError(f"{path}: is not a whole table of examples: {reason}") from None
+    flips = pc.value_counts(table.column("task").filter(pc.equal(table.column(column), "negative")))
     chosen = pa.array(sorted(set(ids)), table.schema.field("id").type)
     rows = table.filter(pc.is_in(table.column("id"), value_set=chosen))
     tasks, names = rows.column("task").to_pylist(), rows.column("id").to_pylist()
@@ -90,4 +95,5 @@ def read_outcomes(folder: str, pair: str, ids: Iterable[str], need: str) -> Outc
         unscored=frozenset(
             e for e, o in zip(examples, said, strict=True) if o in (None, "unscored")
         ),
+        negative={str(row["values"]): int(row["counts"]) for row in flips.to_pylist()},
     )

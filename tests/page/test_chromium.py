@@ -229,6 +229,21 @@ def test_the_address_keeps_the_view(calm: Any, visit: Any) -> None:
         assert count(page) == 0
 
 
+def test_a_copied_link_opens_the_same_seeds_example(tmp_path: Path, visit: Any) -> None:
+    """Every seed, and often every task, has the same ids."""
+    pages.comparison(tmp_path, n=60, texts=0, seeds=(0, 1), draws=20)
+    write_page(str(tmp_path))
+    with visit(tmp_path / "report.html") as page:
+        page.click("#reset")
+        until(page, "document.querySelector('#count').textContent.startsWith('120 ')")
+        page.locator("#list").focus()
+        page.keyboard.press("End")
+        seen, address = page.inner_text("#detail"), page.evaluate("location.hash")
+        assert "seed 1" in seen
+    with visit(tmp_path / "report.html", address) as page:
+        assert page.inner_text("#detail") == seen
+
+
 def test_detail_shows_answers_diff_and_choices(calm: Any, visit: Any) -> None:
     path, _ = calm
     with visit(path) as page:

@@ -521,6 +521,41 @@ def test_errors_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
     assert stopped.value.code == 2
 
 
+def test_a_hostile_file_writes_no_terminal_codes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names of columns stand in messages."""
+    from muscle.cli import main
+
+    for name in ("old", "new"):
+        row = {"id": 1, "\x1b]0;owned\x07\u202e": 1}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    files = [str(tmp_path / f"{name}.jsonl") for name in ("old", "new")]
+    with pytest.raises(SystemExit) as stopped:
+        main(["compare", *files, "--output", str(tmp_path / "o")])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and "there are id, ]0;owned" in said
+    assert not set("\x1b\x07\u202e") & set(said)
+
+
+def test_files_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of many tasks is read for its hash once, not once for each of them."""
+    rows = [{"id": i, "task": f"t{i % 9}", "correct": 1} for i in range(90)]
+    for name in ("old", "new"):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    read: list[str] = []
+
+    def sha256(path: str) -> str:
+        read.append(path)
+        return "0" * 64
+
+    monkeypatch.setattr("muscle.storage.sha256", sha256)
+    files = [tmp_path / f"{name}.jsonl" for name in ("old", "new")]
+    run(tmp_path / "out", *files, task_column="task")
+    assert sorted(read) == sorted(map(str, files))
+
+
 def test_every_flag_is_documented() -> None:
     import re
 

@@ -15,6 +15,7 @@ from gating import answers, report_block, slice_block, task_block, write_outcome
 from joined import rows, scored
 
 from muscle.cli import main
+from muscle.errors import UserError
 from muscle.gate import judge, make_limits
 from muscle.report.build import ReportOptions, report_of
 from muscle.report.example_table import write_example_table
@@ -272,6 +273,31 @@ def test_examples_of_another_report_are_refused(compared: Path) -> None:
         judged(compared, max_nfr="3%", waive=waivers(compared, [3]))
 
 
+def test_examples_of_as_many_but_other_flips_are_refused(compared: Path) -> None:
+    """Waived or kept by another comparison's flips, a bad update would pass."""
+    other = scored({"old": [1.0] * 400, "new": [1.0] * 400})
+    write_example_table(str(compared / "examples.parquet"), {"t": other}, "page")
+    (compared / "ids.txt").write_text("000003\n")
+    for limits in ({"max_nfr": "3%", "waive": waivers(compared, [3])},
+                   {"must_keep": str(compared / "ids.txt")}):  # fmt: skip
+        with pytest.raises(UserError, match=r"is not that of report.json"):
+            judged(compared, **limits)
+
+
+def test_slices_that_nobody_named_are_made_again(tmp_path: Path) -> None:
+    """A column of numbers with 30 values stands in quartiles unless it was asked for."""
+    old, new = [1.0] * 400, [0.0] * 12 + [1.0] * 388
+    task = scored({"old": old, "new": new}, fields=[{"length": str(i % 30)} for i in range(400)])
+    report = report_of({"t": task}, {}, ReportOptions(draws=100))
+    write_report(tmp_path, report)
+    write_example_table(str(tmp_path / "examples.parquet"), {"t": task}, "page")
+    waive = waivers(tmp_path, range(12))
+    _, *slices = judged(tmp_path, max_nfr="3%", waive=waive, slices=["length"])["checks"]
+    assert len(slices) == len(report["tasks"]["t"]["slices"]) == 4
+    assert [s["value"] for s in slices] == [0.0] * 4
+    assert sum(s["unwaived"] * s["n"] for s in slices) == pytest.approx(12)
+
+
 def test_a_half_written_table_is_one_line(
     compared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -292,6 +318,21 @@ def test_an_example_that_some_version_has_no_score_for_is_no_pass(tmp_path: Path
     found = judged(tmp_path, must_keep=str(tmp_path / "ids.txt"))
     assert found["verdict"] == "not enough evidence"
     assert found["must_keep"]["unscored"] == [{"task": "t", "id": "000001"}]
+
+
+def test_a_pass_says_what_it_has_not_seen(tmp_path: Path) -> None:
+    """Who answers only what is easy has no flips."""
+    from joined import joined
+
+    new = rows([1.0 if i % 2 else None for i in range(600)], question="another prompt")
+    about = {"old": {"dtype": "float32"}, "new": {"dtype": "bfloat16"}}
+    task = joined({"old": rows([1.0] * 600), "new": new}, about=about)
+    write_report(tmp_path, report_of({"t": task}, {}, ReportOptions(draws=50)))
+    found = judged(tmp_path, max_nfr="2%")
+    assert found["verdict"] == "pass"
+    unscored, unlike = found["notes"]
+    assert unscored.endswith("no score for them: t 300 of 600")
+    assert unlike.endswith("not evaluated alike: t (rendered prompts, number format)")
 
 
 def test_several_seeds_a_flip_in_one_of_them(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ function choose(place, keepAddress) {
   if (above < list.scrollTop) list.scrollTop = above;
   else if (above + node.offsetHeight > list.scrollTop + list.clientHeight) list.scrollTop = above + node.offsetHeight - list.clientHeight;
   const row = data.rows[found[chosen]];
-  state.id = row[AT.id];
+  Object.assign(state, { id: row[AT.id], of: ownerOf(row) });
   showDetail(row);
   if (!keepAddress) writeAddress();
 }
@@ -114,7 +114,8 @@ function update(changes, keepAddress) {
   Object.assign(state, changes);
   if (!data.pairs.includes(state.pair)) state.pair = data.pairs.includes(facts.pair) ? facts.pair : data.pairs[0];
   filter();
-  const wanted = state.id ? found.findIndex((i) => data.rows[i][AT.id] === state.id) : -1;
+  const isIt = (row) => row[AT.id] === state.id && (state.of === "" || ownerOf(row) === state.of);
+  const wanted = state.id ? found.findIndex((i) => isIt(data.rows[i])) : -1;
   chosen = -1;
   if (wanted >= 0) state.page = Math.floor(wanted / PAGE);
   showForm();

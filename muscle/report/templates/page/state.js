@@ -1,6 +1,6 @@
 // What the browser shows: filters, order, page, chosen example. The address keeps it.
 const PAGE = 50;
-const BLANK = { task: "", seed: "", pair: "", outcome: "", change: "", field: "", value: "", ties: "", cut: "", sort: "id", q: "", page: 0, id: "" };
+const BLANK = { task: "", seed: "", pair: "", outcome: "", change: "", field: "", value: "", ties: "", cut: "", sort: "id", q: "", page: 0, id: "", of: "" };
 const state = { ...BLANK };
 let found = [];
 let chosen = -1;
@@ -37,6 +37,9 @@ function changeOf(row) {
   const after = outcomeOf(row, compat) === "negative";
   return before ? (after ? "kept" : "fixed") : after ? "made" : null;
 }
+
+// Whose example an id is: several tasks, or seeds, may have the same ids.
+const ownerOf = (row) => (facts.tasks.length > 1 || byId("browse").dataset.seeds > 1 ? `${taskOf(row).name}/${row[AT.seed]}` : "");
 
 const isTie = (row) => data.sides.some((side) => part(row, side, "near_tie"));
 const isCut = (row) => data.sides.some((side) => part(row, side, "truncated"));
