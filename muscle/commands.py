@@ -28,7 +28,7 @@ from muscle.pipeline import Pipeline, check_output
 from muscle.plan import Plan, Step, make_plan
 from muscle.report import print_examples, print_scores, print_table
 from muscle.report.text import one_line
-from muscle.results import Outcome
+from muscle.results import Outcome, check_gate
 from muscle.teaching import Teaching
 from muscle.training.settings import check_settings
 
@@ -70,6 +70,7 @@ def run_experiment(
     experiment = checked_experiment(file, overrides)
     output = output or f"runs/{experiment.name}"
     check_output(experiment, output)
+    check_gate(experiment)
     console = Console()
     with console.status("reading task, data and models"):
         plan = make_plan(experiment)

@@ -18,7 +18,7 @@ from muscle.errors import UserError
 from muscle.losses.needs import needed_teachers
 from muscle.plan import Again, Plan, Run, Step
 from muscle.predict import Evaluator, Predictor, Wanted, wanted_of
-from muscle.results import ELSEWHERE, Outcome, Results
+from muscle.results import ELSEWHERE, Outcome, Results, check_gate
 from muscle.splits import training_split
 from muscle.steps import Workshop
 from muscle.tables import write_examples
@@ -73,6 +73,7 @@ class Pipeline:
             UserError: whatever a user can mend; what was finished stays finished.
         """
         check_output(self.experiment, self.output)
+        check_gate(self.experiment)
         steps = self.plan.steps()
         missing = self.workshop.missing(steps)
         self.teaching.check()

@@ -56,6 +56,21 @@ class Outcome:
         return [storage.join(self.output, name) for name in WORDS[-3:]]
 
 
+def check_gate(experiment: Experiment) -> None:
+    """Read the gate's files before anything is trained for it.
+
+    Raises:
+        UserError: one isn't there, or isn't what it should be.
+    """
+    from muscle.gate.must_keep import read_must_keep
+    from muscle.gate.waivers import read_waivers
+
+    if experiment.gate.must_keep is not None:
+        read_must_keep(experiment.gate.must_keep, [experiment.task.name])
+    if experiment.gate.waive is not None:
+        read_waivers(experiment.gate.waive)
+
+
 class Results:
     """Writes a finished plan's results; running it again writes the same bytes.
 

@@ -463,6 +463,16 @@ def test_a_list_of_unknown_ids_is_told_after_the_report(
 # --- refused --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("setting", ["must_keep", "waive"])
+def test_the_gates_files_are_read_before_anything_is_trained(
+    setting: str, base: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = make(base, gate={"max_nfr": 0.5, setting: str(tmp_path / "nowhere")})
+    with pytest.raises(UserError, match="nowhere"):
+        run(settings, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_output_folder_belongs_to_one_experiment(
     base: dict[str, Any], finished: Path, tmp_path: Path
 ) -> None:
