@@ -20,6 +20,11 @@ FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
 
+ROUNDING = 1e-12
+"""Two graded scores nearer than this are equal: the same precision and recall, added in
+another order, may differ in their last bit, and that is no flip."""
+
+
 @dataclass(frozen=True, slots=True)
 class PairSums:
     """Sums over the examples of one pair of versions: all that a formula reads.

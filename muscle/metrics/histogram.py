@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from muscle.metrics.flips import ROUNDING
 from muscle.metrics.pairing import JoinedTask, Pair
 
 SIDE_BINS = 20
-ZERO = 1e-12
-"""A |D| up to this is no change: what is left of it is rounding."""
 
 
 def histogram(task: JoinedTask, seeds: Sequence[int], pair: Pair) -> dict[str, Any] | None:
@@ -26,9 +25,9 @@ def histogram(task: JoinedTask, seeds: Sequence[int], pair: Pair) -> dict[str, A
     before, after = pair
     change = np.concatenate([task.scores[s, after] - task.scores[s, before] for s in seeds])
     size = np.abs(change)
-    moved = size > ZERO
+    moved = size > ROUNDING
     largest = float(size.max(initial=0.0))
-    edges = np.linspace(ZERO, largest if largest > ZERO else 1.0, SIDE_BINS + 1)
+    edges = np.linspace(ROUNDING, largest if largest > ROUNDING else 1.0, SIDE_BINS + 1)
     better, _ = np.histogram(change[moved], edges)
     worse, _ = np.histogram(-change[moved], edges)
     return {

@@ -16,7 +16,14 @@ import pyarrow.compute as pc
 from muscle.errors import UserError
 from muscle.metrics.columns import Column, Order, equal_rows, in_order, whole
 from muscle.metrics.comparable import Difference, show
-from muscle.metrics.flips import BoolArray, FlipCounts, FloatArray, ScoreCounts, count_flips
+from muscle.metrics.flips import (
+    ROUNDING,
+    BoolArray,
+    FlipCounts,
+    FloatArray,
+    ScoreCounts,
+    count_flips,
+)
 from muscle.metrics.joining import align, check_rows
 from muscle.side import Side, side_of
 from muscle.types import AGAIN, VERSIONS, Prediction, Version
@@ -101,12 +108,12 @@ class JoinedTask:
 
     def worse(self, seed: int, pair: AnyPair) -> BoolArray:
         """The negative flips, without the waived ones, [n]."""
-        found: BoolArray = self.scores[seed, pair[1]] < self.scores[seed, pair[0]]
+        found: BoolArray = self.scores[seed, pair[0]] - self.scores[seed, pair[1]] > ROUNDING
         return found if self.waived is None else found & ~self.waived
 
     def better(self, seed: int, pair: AnyPair) -> BoolArray:
         """The positive flips, [n]."""
-        found: BoolArray = self.scores[seed, pair[1]] > self.scores[seed, pair[0]]
+        found: BoolArray = self.scores[seed, pair[1]] - self.scores[seed, pair[0]] > ROUNDING
         return found
 
     def counts(self, seed: int, before: str, after: str) -> FlipCounts | ScoreCounts:

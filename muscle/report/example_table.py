@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from muscle.metrics.choices import first_match, lengths_of, numbers_of, starts_of
 from muscle.metrics.columns import Order, equal_rows, whole
-from muscle.metrics.flips import FloatArray
+from muscle.metrics.flips import ROUNDING, FloatArray
 from muscle.metrics.pairing import FLOOR, AnyPair, JoinedTask
 from muscle.metrics.ties import near_ties_of
 from muscle.storage import filesystem, is_remote, storage_error
@@ -263,7 +263,8 @@ def outcomes(task: JoinedTask, seed: int, pair: AnyPair) -> NDArray[np.int8]:
         if same is not None:
             codes[wrong & same] = _CODES["both_wrong_same"]
             codes[wrong & ~same] = _CODES["both_wrong_different"]
-    codes[new < old], codes[new > old] = _CODES["negative"], _CODES["positive"]
+    codes[old - new > ROUNDING] = _CODES["negative"]
+    codes[new - old > ROUNDING] = _CODES["positive"]
     return _everywhere(task, codes, _CODES["unscored"])
 
 

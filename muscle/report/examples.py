@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from muscle.metrics.flips import ROUNDING
 from muscle.types import Prediction, Version
 
 
@@ -38,7 +39,12 @@ def pick_examples(
     for key in sorted(old.keys() & new.keys(), key=_order):
         before, after = old[key].score, new[key].score
         chosen = picked.setdefault(key[0], [])
-        if before is not None and after is not None and after < before and len(chosen) < limit:
+        if (
+            before is not None
+            and after is not None
+            and before - after > ROUNDING
+            and len(chosen) < limit
+        ):
             chosen.append(FlipExample(old[key], new[key], compat.get(key)))
     return [example for chosen in picked.values() for example in chosen]
 

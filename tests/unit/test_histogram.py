@@ -45,3 +45,28 @@ def test_seeds_are_counted_together_and_right_or_wrong_has_none():
     found = histogram(task, (0, 1), PAIR)
     assert sum(found["counts"]) == 4 and found["counts"][20] == 2
     assert histogram(scored({"old": [1, 0], "new": [0, 0]}), (0,), PAIR) is None
+
+
+def test_what_differs_in_the_last_bit_is_no_flip() -> None:
+    """2pr / (p + r) in another order: equal everywhere, in counts, outcomes and histogram."""
+    from muscle.metrics.pairing import join_predictions
+    from muscle.report.example_table import OUTCOMES, outcomes
+    from muscle.types import Prediction
+
+    def rows(scores: list[float]) -> list[Prediction]:
+        return [Prediction("t", str(i), "q", "g", "a", "rouge1", s) for i, s in enumerate(scores)]
+
+    old, new = [0.3, 0.5, 0.5, 0.2], [0.1 + 0.2, 0.5 - 1e-16, 0.4, 0.3]
+    assert old[0] != new[0] and old[1] != new[1]
+    task = join_predictions({0: {"old": rows(old), "new": rows(new)}})["t"]
+    counts = task.counts(0, "old", "new")
+    assert (counts.negative, counts.positive) == (1, 1)
+    assert [OUTCOMES[c] for c in outcomes(task, 0, ("old", "new"))] == [
+        "equal",
+        "equal",
+        "negative",
+        "positive",
+    ]
+    found = histogram(task, (0,), ("old", "new"))
+    assert found is not None and sum(found["counts"]) == 4
+    assert found["counts"][len(found["counts"]) // 2] == 2
