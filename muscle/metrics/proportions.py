@@ -9,7 +9,6 @@ from statistics import NormalDist
 
 import numpy as np
 
-from muscle.metrics.beta import binomial_half_tail
 from muscle.metrics.flips import FloatArray
 from muscle.metrics.intervals import CONFIDENCE, Interval, wilson
 
@@ -45,12 +44,6 @@ def fisher_exact(inside: int, size: int, total: int, n: int) -> float:
     weights: FloatArray = np.exp(logs - logs.max())
     weights /= weights.sum()
     return float(min(1.0, weights[weights <= weights[inside - low] * (1 + _TIE)].sum()))
-
-
-def mcnemar_p(only_first: int, only_second: int) -> float:
-    """The exact two-sided p of `intervals.mcnemar_exact`, from its discordant counts."""
-    smaller, discordant = min(only_first, only_second), only_first + only_second
-    return min(1.0, 2 * binomial_half_tail(smaller, discordant)) if discordant else 1.0
 
 
 def share_interval(
