@@ -1,7 +1,6 @@
 """The `muscle` command: parse, import late, call."""
 
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,8 @@ from muscle.errors import UserError
 VERDICTS = {"gate", "compare"}
 """Commands whose exit code is a verdict: Python's own 1 for a traceback would read "fail"."""
 OUR_FAILURE = 70
+UNREAD = 74
+"""Nobody read what a command printed, so that it stopped without a verdict (EX_IOERR)."""
 
 app = typer.Typer(
     add_completion=False,
@@ -321,6 +322,7 @@ def gate(
     code 0: pass; 1: fail; 3: not enough evidence; 2: wrong usage; 70: our own failure.
     """
     from muscle.gate import judge, make_limits, print_gate
+    from muscle.report.console import SteadyConsole
 
     with stoppable():
         limits = make_limits(
@@ -333,7 +335,7 @@ def gate(
             slices=slice_ or (),
         )
         result = judge(report, limits, pair=pair, output=output)
-        print_gate(result.gate)
+        print_gate(result.gate, SteadyConsole())
     raise typer.Exit(result.exit_code)
 
 
@@ -352,32 +354,33 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         app(args=arguments, prog_name="muscle")
+    except SystemExit as stopped:
+        # Typer's and Rich's answer to a closed pipe is 1, which is a gate's "fail".
+        if not isinstance(stopped.__context__, BrokenPipeError):
+            raise
+        from muscle.report.console import hush
+
+        hush(sys.stdout)
+        raise SystemExit(UNREAD) from None
     except UserError as error:
-        if "--debug" in arguments:
-            traceback.print_exc()
-        print(f"muscle: {_harmless(error)}", file=sys.stderr)
+        _complain(str(error), arguments)
         raise SystemExit(2) from None
     except OSError as error:  # a path that can't be read or written
-        if "--debug" in arguments:
-            traceback.print_exc()
         where = f"{error.filename}: " if error.filename else ""
-        print(f"muscle: {_harmless(f'{where}{error.strerror or error}')}", file=sys.stderr)
+        _complain(f"{where}{error.strerror or error}", arguments)
         raise SystemExit(2) from None
     except Exception as error:
         if not VERDICTS & set(arguments[:1]):
             raise
-        if "--debug" in arguments:
-            traceback.print_exc()
-        what = " ".join(_harmless(f"{type(error).__name__}: {error}").split())[:300]
-        print(f"muscle: our own failure: {what}; --debug shows the traceback", file=sys.stderr)
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        _complain(f"our own failure: {what}; --debug shows the traceback", arguments)
         raise SystemExit(OUR_FAILURE) from None
 
 
-def _harmless(message: object) -> str:
-    """A message without terminal codes: names in foreign files may hold some."""
-    from muscle.report.text import plain
+def _complain(text: str, arguments: list[str]) -> None:
+    from muscle.report.console import complain
 
-    return plain(str(message))
+    complain(text, "--debug" in arguments)
 
 
 def job(command: str) -> None:

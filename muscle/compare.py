@@ -7,30 +7,33 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as library_version
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from rich.console import Console
 
 from muscle import __version__, storage
 from muscle.errors import UserError
+from muscle.gate import Limits, judge, make_limits, print_gate
+from muscle.gate.early import check_early
+from muscle.gate.judging import GateResult
 from muscle.inputs import Asked, Columns
 from muscle.inputs.source import entries
 from muscle.inputs.versions import (
     Opened,
     Paths,
     common_name,
+    file_hashes,
     find_versions,
     known_groups,
     open_versions,
+    without_instructions,
 )
 from muscle.metrics.pairing import JoinedTask, join_sides
 from muscle.metrics.slice_columns import check_columns
 from muscle.report.build import ReportOptions, report_of
+from muscle.report.console import SteadyConsole
 from muscle.report.text import one_line
 from muscle.side import Side
-
-if TYPE_CHECKING:
-    from muscle.gate import Limits
 
 Text = Literal["page", "all", "none"]
 
@@ -101,14 +104,12 @@ class Comparison:
                 words += [flag] if one is True else [flag, str(one)]
         return shlex.join(words)
 
-    def limits(self) -> "Limits | None":
+    def limits(self) -> Limits | None:
         """What the gate holds the report against; None: nothing was asked for.
 
         Raises:
             UserError: a limit that makes no sense, or waivers without a limit.
         """
-        from muscle.gate import make_limits
-
         names = ("max_nfr", "max_excess_nfr", "max_relative_nfr", "min_gain", "must_keep", "waive")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         if not given:
@@ -142,14 +143,20 @@ def compare(request: Comparison, console: Console) -> int:
         UserError: whatever is wrong with the files or the flags; a report that was there
             before is then as it was.
     """
+    _refuse_empty(request)
     limits, text = request.limits(), _text(request.text)
     groups = _groups(request.group)
     check_output(request.output)
     paths = find_versions(request.old, request.new, request.compat, request.noise_floor)
     with console.status("reading predictions"):
         opened = open_versions(paths, request.asked(paths))
+        if text == "none":
+            opened = without_instructions(opened)
+        hashes = file_hashes(opened)
         tasks = join_sides(opened, common=request.common)
     _refuse_nothing(tasks)
+    if limits is not None:
+        check_early(tasks, limits, request.pair)
     columns = tuple(dict.fromkeys(s.partition("=")[0] for s in request.slice))
     check_columns(tasks.values(), columns)
     options = ReportOptions(
@@ -161,18 +168,21 @@ def compare(request: Comparison, console: Console) -> int:
         groups=known_groups(opened) | _checked_groups(groups, tasks),
     )
     with console.status("counting flips"):
-        report = report_of(tasks, _provenance(request, opened), options)
-    _show(report, opened, console)
+        report = report_of(tasks, _provenance(request, opened, hashes), options)
+    # All files before the first line: a reader that closes its pipe early stops nothing.
     with console.status("writing the report"):
         write_numbers(request.output, tasks, report, text)
-        if limits is None:
+        found = None if limits is None else _judged(request, limits)
+        if found is None:
             write_pages(request.output)
-    code = 0 if limits is None else _gate(request, limits, console)
+    _show(report, opened, console)
+    if found is not None:
+        print_gate(found.gate, console)
     for name in WRITTEN:
         path = storage.join(request.output, name)
         if storage.exists(path):
             console.print(path, highlight=False, markup=False, soft_wrap=True)
-    return code
+    return 0 if found is None else int(found.exit_code)
 
 
 def write_numbers(
@@ -232,6 +242,17 @@ def check_output(output: str) -> None:
         )
 
 
+def _refuse_empty(request: Comparison) -> None:
+    """Raises UserError: an argument is "", as of a shell's variable that isn't set."""
+    for field in dataclasses.fields(request):
+        name, value = field.name, getattr(request, field.name)
+        if name == "output" or "" not in (value if isinstance(value, tuple) else (value,)):
+            continue
+        called = name.upper() if name in _POSITIONS else "--" + name.replace("_", "-")
+        mend = "give a file or a folder" if name in ("old", "new") else "leave it out"
+        raise UserError(f"{called} is empty: {mend}")
+
+
 def _text(given: str) -> Text:
     for known in get_args(Text):
         if given == known:
@@ -271,10 +292,9 @@ def _refuse_nothing(tasks: Mapping[str, JoinedTask]) -> None:
         )
 
 
-def _provenance(request: Comparison, opened: Opened) -> dict[str, Any]:
+def _provenance(request: Comparison, opened: Opened, hashes: Mapping[str, str]) -> dict[str, Any]:
     """Where the numbers come from; nothing in it changes between equal comparisons."""
     inputs: dict[str, Any] = {}
-    hashes: dict[str, str] = {}
     for seed, versions in opened.items():
         for version, sides in versions.items():
             name = f"{version} (seed {seed})" if len(opened) > 1 else version
@@ -289,15 +309,10 @@ def _provenance(request: Comparison, opened: Opened) -> dict[str, Any]:
     }
 
 
-def _input(side: Side, hashes: dict[str, str]) -> dict[str, Any]:
-    """How a side was made; `hashes` keeps the files' hashes, as one may hold many tasks."""
-    files: dict[str, str] = {}
-    for file in side.about.get("files", ()):
-        path = file["path"]
-        if path not in hashes:
-            hashes[path] = f"sha256:{storage.sha256(path)}"
-        files[path] = hashes[path]
-    return {**side.about, "files": files}
+def _input(side: Side, hashes: Mapping[str, str]) -> dict[str, Any]:
+    """How a side was made, and of which files."""
+    files = [file["path"] for file in side.about.get("files", ())]
+    return {**side.about, "files": {path: hashes[path] for path in files}}
 
 
 def _show(
@@ -329,19 +344,16 @@ def _say(text: str, console: Console) -> None:
     console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
-def _gate(request: Comparison, limits: "Limits", console: Console) -> int:
+def _judged(request: Comparison, limits: Limits) -> GateResult:
     """The verdict; `judge` puts it on the page."""
-    from muscle.gate import judge, print_gate
     from muscle.report import write_csv
 
     write_csv(request.output)
     try:
-        result = judge(request.output, limits, pair=request.pair)
+        return judge(request.output, limits, pair=request.pair)
     except UserError:  # as a listed id that is unknown: the numbers stand, without a verdict
         write_pages(request.output)
         raise
-    print_gate(result.gate, console)
-    return int(result.exit_code)
 
 
 def compare_files(**flags: Any) -> int:
@@ -356,4 +368,4 @@ def compare_files(**flags: Any) -> int:
     given: dict[str, Any] = {
         name: tuple(v) if name in several else v for name, v in flags.items() if v is not None
     }
-    return compare(Comparison(**given), Console())
+    return compare(Comparison(**given), SteadyConsole())

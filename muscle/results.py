@@ -10,6 +10,7 @@ from muscle import storage
 from muscle.compare import EXAMPLES, REPORT, write_numbers, write_pages
 from muscle.config import Experiment, VersionConfig
 from muscle.errors import UserError
+from muscle.metrics.comparable import without_instruction
 from muscle.metrics.pairing import join_sides
 from muscle.plan import Again, Plan, Run
 from muscle.predict import about_predictions, software
@@ -93,6 +94,7 @@ class Results:
         self.output = output
         self._adapter = adapter
         self._adapter_again = again
+        self._hidden = plan.experiment.report.text == "none"
 
     def write(self, notes: tuple[str, ...]) -> Outcome:
         """Predictions and adapters first, then the report, then what the gate says of it.
@@ -136,7 +138,8 @@ class Results:
         label = f"{name} (seed {run[1]})" if len(self.experiment.runs) > 1 else name
         task = self.plan.task.name
         write_predictions(storage.join(self._place(run), name, f"{task}.parquet"), rows, about)
-        return {task: side_of(rows, label, about)}
+        side = side_of(rows, label, about)
+        return {task: without_instruction(side) if self._hidden else side}
 
     def _predictions(self, version: Version, run: Run) -> list[Prediction]:
         step = self.plan.predictions[version, run]

@@ -19,6 +19,9 @@ MAX_TEXTS = 200
 """Columns that are looked at for slices, beside those that were named; rows that each have names
 of their own have no columns."""
 
+LARGEST = 1e100
+"""The size up to which a score is one: sums of squares of larger ones overflow."""
+
 FIELDS = PREDICTION_SCHEMA.field("fields").type
 
 Read = Callable[[str], pa.ChunkedArray | None]
@@ -139,12 +142,16 @@ def clean_scores(scores: pa.ChunkedArray, where: Callable[[int], str]) -> pa.Chu
     where: what to call a row, from 0, in a message.
 
     Raises:
-        UserError: a score is infinite.
+        UserError: a score is infinite, or so large that no sum of them would be finite.
     """
     bad = first_true(pc.is_inf(scores))
     if bad is not None:
         value = scores[bad].as_py()
         raise UserError(f"{where(bad)}: the score is {value}: a score must be finite, or empty")
+    bad = first_true(pc.greater(pc.abs(scores), LARGEST))
+    if bad is not None:
+        value = scores[bad].as_py()
+        raise UserError(f"{where(bad)}: the score is {value}: scores go up to {LARGEST:g} in size")
     nan = pc.is_nan(scores)
     return pc.if_else(nan, pa.scalar(None, pa.float64()), scores)
 

@@ -1,7 +1,8 @@
 """Plain JSONL, Parquet and CSV: an id, a score or right/wrong, and what else there is."""
 
+import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -35,6 +36,9 @@ class Names:
     def __init__(self, path: str, there: list[str], asked: Asked) -> None:
         columns = asked.columns
         self._path, self._there = path, there
+        twice = next((name for name in there if there.count(name) > 1), None)
+        if twice is not None:
+            raise UserError(f"{path}: two columns are called {twice!r}")
         if asked.filter is not None:
             raise UserError(
                 f"--filter {asked.filter}: {path} is a plain file, which has no filters"
@@ -100,6 +104,8 @@ def json_sides(source: Source, asked: Asked) -> dict[str, Side]:
         for name in (names.id, names.task):
             if name is not None and texts.get(name) is None:
                 _no_id(where, name, row)
+        if not _is_name(row[names.id]):
+            _refuse_id(where, names.id, row[names.id])
         if names.score not in row:
             raise UserError(f"{where}: has no {names.score!r}: write null where there is no score")
         score = _number(row[names.score], where, names)
@@ -121,7 +127,18 @@ def json_sides(source: Source, asked: Asked) -> dict[str, Side]:
 def _no_id(where: str, name: str, row: Mapping[str, Any]) -> None:
     if row.get(name) is None:
         raise UserError(f"{where}: {name!r} is empty: every row needs one")
-    raise UserError(f"{where}: {name!r} is {row[name]!r:.60}: it must be a text or a number")
+    _refuse_id(where, name, row[name])
+
+
+def _is_name(value: Any) -> bool:
+    """Whether a value can name an example: 1.5 and true are answers rather than names."""
+    whole = not isinstance(value, float) or value.is_integer()
+    return whole and not isinstance(value, bool)
+
+
+def _refuse_id(where: str, name: str, value: Any) -> NoReturn:
+    shown = json.dumps(value) if isinstance(value, bool) else f"{value!r:.60}"
+    raise UserError(f"{where}: {name!r} is {shown}: it must be a text or a whole number")
 
 
 def _number(value: Any, where: str, names: Names) -> float | None:
@@ -200,10 +217,30 @@ def _table_sides(
         raise UserError(f"{source.path} has no rows")
 
     def read(name: str) -> pa.ChunkedArray:
-        return as_text(source.path, name, column(name))
+        found = column(name)
+        if name == names.id:
+            found = _names_of(found, name, where)
+        return as_text(source.path, name, found)
 
     scores = _score_column(column(names.score), names, where)
     return _sides(source, asked, names, read, scores, n, where)
+
+
+def _names_of(column: pa.ChunkedArray, name: str, where: Callable[[int], str]) -> pa.ChunkedArray:
+    """A column of ids; another tool's whole numbers with a gap are floats."""
+    kind = column.type
+    if pa.types.is_boolean(kind):
+        bad = pc.is_valid(column)
+    elif pa.types.is_floating(kind):
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, kind), column).cast(pa.float64())
+        bad = pc.not_equal(pc.floor(column), column)
+    else:
+        return column
+    row = first_true(bad)
+    if row is not None:
+        _refuse_id(where(row), name, column[row].as_py())
+    exact = pc.all(pc.less(pc.abs(column), 2.0**53)).as_py()
+    return column.cast(pa.int64()) if exact and pa.types.is_floating(kind) else column
 
 
 def as_text(path: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:

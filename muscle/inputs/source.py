@@ -185,13 +185,28 @@ def json_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield number, _parsed(path, number, line)
 
 
+class _TwiceError(Exception):
+    """A name that stands in one JSON object two times; Python's reader keeps the last."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _TwiceError(next(name for name in names if names.count(name) > 1))
+    return found
+
+
 def _parsed(path: str, number: int, line: bytes) -> dict[str, Any]:
     where = f"{path}, line {number}"
     try:
         # The mark that some editors put before the first line.
-        row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        row = json.loads(text, object_pairs_hook=_once)
     except UnicodeDecodeError:
         raise UserError(f"{where}: is not UTF-8 text") from None
+    except _TwiceError as error:
+        raise UserError(f"{where}: has {str(error)!r:.60} twice: which one counts?") from None
     except RecursionError:
         raise UserError(f"{where}: is nested too deeply") from None
     except ValueError as error:

@@ -2,10 +2,12 @@
 
 import re
 
+from muscle import storage
 from muscle.errors import UserError
 from muscle.inputs.asked import Asked
 from muscle.inputs.opening import open_sides
 from muscle.inputs.source import entries, is_folder, stem_of
+from muscle.metrics.comparable import without_instruction
 from muscle.side import Side
 from muscle.storage import exists, join
 from muscle.types import AGAIN, VERSIONS
@@ -84,6 +86,59 @@ def open_versions(paths: Paths, asked: Asked) -> Opened:
         seed: {version: open_sides(path, asked) for version, path in versions.items()}
         for seed, versions in paths.items()
     }
+
+
+def without_instructions(opened: Opened) -> Opened:
+    """The sides with short hashes for their system instructions."""
+    return {
+        seed: {
+            version: {task: without_instruction(side) for task, side in sides.items()}
+            for version, sides in versions.items()
+        }
+        for seed, versions in opened.items()
+    }
+
+
+def file_hashes(opened: Opened) -> dict[str, str]:
+    """Path -> sha256 of every file that was opened; one may hold many tasks and versions.
+
+    Raises:
+        UserError: a second seed, or the second old of the noise floor, is the first one again:
+            it would show a noise of 0 where nobody looked.
+    """
+    hashes: dict[str, str] = {}
+    contents: dict[int, dict[str, frozenset[str]]] = {}
+    for seed, versions in opened.items():
+        contents[seed] = {}
+        for version, sides in versions.items():
+            paths = {f["path"] for side in sides.values() for f in side.about.get("files", ())}
+            for path in sorted(paths - hashes.keys()):
+                hashes[path] = f"sha256:{storage.sha256(path)}"
+            contents[seed][version] = frozenset(hashes[path] for path in paths)
+    _refuse_repeated(opened, contents)
+    return hashes
+
+
+def _refuse_repeated(opened: Opened, contents: dict[int, dict[str, frozenset[str]]]) -> None:
+    def shown(seed: int, version: str) -> str:
+        return next((side.label for side in opened[seed][version].values()), version)
+
+    seen: dict[tuple[frozenset[str], ...], int] = {}
+    for seed, versions in contents.items():
+        if versions.get(AGAIN) and versions[AGAIN] == versions["old"]:
+            raise UserError(
+                f"the noise floor's {shown(seed, AGAIN)} is the same file as old's "
+                f"{shown(seed, 'old')}: train old again with another seed, or leave it out"
+            )
+        # One version may stay what it is while another is trained again, all of them may not.
+        files = tuple(versions.values())
+        if any(files) and files in seen:
+            raise UserError(
+                f"seed {seed} is seed {seen[files]} again: {shown(seed, 'new')} and "
+                f"{shown(seen[files], 'new')} are the same file, and so are those of all other "
+                "versions: give each seed its own files"
+            )
+        seen[files] = seed
 
 
 def common_name(paths: Paths) -> str:

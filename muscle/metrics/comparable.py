@@ -5,9 +5,10 @@ measure differ, there is nothing to compare, and the comparison is refused. Wher
 circumstances differ (another prompt, another precision), the numbers stand, with a note.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from muscle.errors import UserError
@@ -19,11 +20,13 @@ REFUSED = {
 }
 """Facts of a side that may not differ where both are known: what a message calls them, the mend."""
 
+INSTRUCTION = "system_instruction"
+
 SHOWN = {
     "num_fewshot": "few-shot examples",
     "fewshot_as_multiturn": "few-shot examples as turns of a chat",
     "chat_template": "chat template",
-    "system_instruction": "system instruction",
+    INSTRUCTION: "system instruction",
     "max_length": "longest input (tokens)",
     "dtype": "number format",
     "backend": "engine",
@@ -51,6 +54,19 @@ class Difference:
 def show(text: str) -> str:
     """A name inside a one-line message: quoted, escaped, cut."""
     return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+def short_hash(text: str) -> str:
+    """What tells two texts apart and shows neither."""
+    return "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+
+
+def without_instruction(side: Side) -> Side:
+    """The side with a short hash for its system instruction, which is as private as a prompt."""
+    text = side.about.get(INSTRUCTION)
+    if not text:
+        return side
+    return replace(side, about={**side.about, INSTRUCTION: short_hash(str(text))})
 
 
 def check_facts(task: str, sides: Sequence[Side]) -> None:

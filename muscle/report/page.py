@@ -10,6 +10,7 @@ from muscle.report import view
 from muscle.report.build import SCHEMA
 from muscle.report.example_rows import pick_flips
 from muscle.report.examples import FlipExample
+from muscle.report.private import without_instructions
 from muscle.report.text import markdown, one_line, p_value, percent, plain
 from muscle.report.verdict import excluded_lines, notes_view, verdict_view
 from muscle.storage import exists, join, read_json, sha256, write_bytes
@@ -78,6 +79,8 @@ def _render(
     gate: Mapping[str, Any] | None,
     examples: Mapping[str, list[dict[str, str]]],
 ) -> str:
+    if report.get("text") == "page":
+        report = without_instructions(report)
     tasks = [
         {**task_view(name, task), "examples": examples.get(name, [])}
         for name, task in sorted(report["tasks"].items())

@@ -1,7 +1,9 @@
 """A report without the examples' texts, for private data (`--text none`)."""
 
+from collections.abc import Mapping
 from typing import Any
 
+from muscle.metrics.comparable import INSTRUCTION, SHOWN, UNKNOWN, short_hash
 from muscle.metrics.slice_columns import GOLD_POSITION
 
 LENGTHS = ("answer length", GOLD_POSITION)
@@ -13,6 +15,39 @@ LEFT_OUT = "the reason is left out with the texts"
 def slices_without_texts(named: tuple[str, ...] | None) -> tuple[str, ...]:
     """What to slice by: columns of the data only where they were named."""
     return LENGTHS if named is None else named
+
+
+def without_instructions(report: Mapping[str, Any]) -> dict[str, Any]:
+    """A report with short hashes for the system instructions that it speaks of.
+
+    For the Markdown, whose readers may be others than the page's.
+    """
+
+    def hidden(node: Any) -> Any:
+        if not isinstance(node, Mapping):
+            return node
+        return {
+            key: short_hash(value)
+            if key == INSTRUCTION and value and isinstance(value, str)
+            else hidden(value)
+            for key, value in node.items()
+        }
+
+    tasks = {
+        name: {**task, "comparability": [_hashed(n) for n in task.get("comparability") or []]}
+        for name, task in report["tasks"].items()
+    }
+    return {**report, "provenance": hidden(report["provenance"]), "tasks": tasks}
+
+
+def _hashed(note: Mapping[str, Any]) -> dict[str, Any]:
+    if note["what"] != SHOWN[INSTRUCTION]:
+        return dict(note)
+    values = {
+        version: text if text in (UNKNOWN, "none") else short_hash(text)
+        for version, text in note["values"].items()
+    }
+    return {**note, "values": values}
 
 
 def without_texts(block: dict[str, Any]) -> dict[str, Any]:

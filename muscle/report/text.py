@@ -8,8 +8,8 @@ import re
 import unicodedata
 
 NOTHING = "–"
-# What has a meaning inside a line; "www." and "://" would become links.
-_MARKDOWN = re.compile(r"([\\`*_\[\]#!|~$:@]|(?<=www)\.)", re.IGNORECASE)
+# What has a meaning inside a line; "www." and "://" would become links, ":smile:" a picture.
+_MARKDOWN = re.compile(r"([\\`*_\[\]#!|~$@]|:(?=//|[\w+-]+:)|(?<=www)\.)", re.IGNORECASE)
 _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
 

@@ -59,6 +59,8 @@ SCORE = Measure("score", "score %")
 GAIN = Measure("gain", "Δscore points")
 NOISE = Measure("nfr", "noise floor %")
 EXCESS = Measure("nfr", "beyond it, points")
+RIGHT = ("correct", "is_correct", "right", "is_right")
+"""What columns of right and wrong are called, whose mean is an accuracy."""
 OF_SCORES = ("score", "gain", "m_g", "m_r")
 """Measures in the unit of the score; all others are shares of examples or ratios."""
 
@@ -198,7 +200,10 @@ def _change(task: dict[str, Any], before: str, after: str) -> str:
 
 
 def _score_name(task: dict[str, Any]) -> str:
-    return "accuracy" if task["metric"].startswith("acc") else task["metric"]
+    metric = str(task["metric"])
+    graded = task.get("continuous") or "equal" in task["pairs"]["old->new"]
+    right = metric.startswith("acc") or metric.lower() in RIGHT
+    return "accuracy" if right and not graded else metric
 
 
 def reading(task: dict[str, Any]) -> str:

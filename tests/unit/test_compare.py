@@ -1,6 +1,8 @@
 """`muscle compare` from its arguments to its files and exit codes."""
 
+import hashlib
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -283,6 +285,10 @@ def test_other_settings_are_shown_first(tmp_path: Path) -> None:
         ({"slice": ("nope", "kind")}, "no column 'nope' to slice by; there are: 'kind'"),
         ({"noise_floor": "a,b"}, "OLD names 1 seeds and --noise-floor 2"),
         ({"task": ("nope",), "task_column": "kind"}, "--task nope: .* has no such task, only a"),
+        ({"compat": ""}, "^COMPAT is empty: leave it out$"),
+        ({"noise_floor": ""}, "^--noise-floor is empty: leave it out$"),
+        ({"task_column": ""}, "^--task-column is empty: leave it out$"),
+        ({"slice": ("kind", "")}, "^--slice is empty: leave it out$"),
     ],
 )
 def test_wrong_flags(flags: dict[str, Any], text: str, tmp_path: Path) -> None:
@@ -306,6 +312,28 @@ def test_wrong_arguments(tmp_path: Path) -> None:
         run(tmp_path / "out", tmp_path / "run", noise_floor=str(path))
     with pytest.raises(UserError, match="this folder holds no predictions"):
         run(tmp_path / "out", tmp_path / "run")
+
+
+def test_empty_arguments(tmp_path: Path) -> None:
+    path = scores(tmp_path / "old.jsonl", OLD)
+    with pytest.raises(UserError, match=r"^OLD is empty: give a file or a folder$"):
+        run(tmp_path / "out", "", path)
+    with pytest.raises(UserError, match=r"^NEW is empty: give a file or a folder$"):
+        run(tmp_path / "out", path, "")
+
+
+def test_the_same_file_is_no_second_seed(tmp_path: Path) -> None:
+    """It would show that nothing varies, where nobody looked."""
+    old, again = (scores(tmp_path / f"{n}.jsonl", OLD) for n in ("old", "again"))  # a copy
+    new, other = (scores(tmp_path / f"{n}.jsonl", v) for n, v in (("new", NEW), ("o", NEW[::-1])))
+    with pytest.raises(UserError, match=r"again\.jsonl is the same file as old's .*old\.jsonl"):
+        run(tmp_path / "out", old, new, noise_floor=str(again))
+    with pytest.raises(UserError, match=r"seed 1 is seed 0 again: .*new\.jsonl and .*new\.jsonl"):
+        run(tmp_path / "out", f"{old},{again}", f"{new},{new}")
+    assert not (tmp_path / "out").exists()
+    # One old under two seeds of new is no repetition; nor is an update that changes nothing.
+    run(tmp_path / "out", f"{old},{again}", f"{new},{other}")
+    run(tmp_path / "out", old, again, noise_floor=str(other))
 
 
 def test_folders_that_are_no_comparisons(tmp_path: Path) -> None:
@@ -357,6 +385,32 @@ def test_what_fails_leaves_the_earlier_report(
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ({"max_nfr": "0.1", "pair": "old->compat"}, "pair 'old->compat' is not in this report"),
+        ({"max_excess_nfr": "0.1"}, "max-excess-nfr needs a noise floor, and task 'examples'"),
+        (
+            {"max_excess_nfr": "0.1", "pair": "new->compat", "compat": NEW, "noise_floor": NEW},
+            "noise floor",
+        ),
+        ({"must_keep": "nowhere.txt"}, "must-keep 'nowhere.txt' does not exist"),
+        ({"max_nfr": "0.1", "waive": "nowhere.yaml"}, "waivers 'nowhere.yaml' does not exist"),
+    ],
+)
+def test_limits_are_looked_at_first(flags: dict[str, Any], text: str, tmp_path: Path) -> None:
+    """A report that stood there before stays whole."""
+    old, new = (scores(tmp_path / f"{n}.jsonl", v) for n, v in (("old", OLD), ("new", NEW)))
+    for name, value in flags.items():
+        if value is NEW:
+            flags = flags | {name: str(scores(tmp_path / f"{name}.jsonl", NEW))}
+    outcome(tmp_path / "out", old, new, max_nfr="0.9")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(UserError, match=text):
+        run(tmp_path / "out", old, new, **flags)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
 def test_equal_comparisons_are_equal_byte_by_byte(tmp_path: Path, page: None) -> None:
     old, new = (scores(tmp_path / f"{n}.jsonl", v) for n, v in (("old", OLD), ("new", NEW)))
     found = []
@@ -397,6 +451,43 @@ def test_private_texts(text: str, tmp_path: Path, page: None) -> None:
     holds |= {p.name for p in out.iterdir() if SECRET.encode() in p.read_bytes()}
     # Markdown is for pull requests, whose readers may be others than the page's.
     assert holds == ({"examples.parquet", "report.html"} if text == "page" else set())
+
+
+SYSTEM = "You work for the Example Clinic."
+
+
+@pytest.mark.parametrize("text", ["page", "all", "none"])
+def test_private_instructions(text: str, tmp_path: Path, page: None) -> None:
+    """What all prompts begin with is as private as they are."""
+    for version in ("v1", "v2"):
+        (folder,) = (DATA / f"testbed-{version}").iterdir()
+        (tmp_path / version).mkdir()
+        for path in folder.iterdir():
+            data = path.read_text(encoding="utf-8")
+            if path.name.startswith("results_"):
+                said = f"{SYSTEM} Be {version}."
+                data = json.dumps(json.loads(data) | {"system_instruction": said})
+            (tmp_path / version / path.name).write_text(data, encoding="utf-8")
+    out = tmp_path / "out"
+    printed = run(out, tmp_path / "v1", tmp_path / "v2", task=(CHOICE,), text=text)
+    names = {"v1": "old", "v2": "new"}
+    hashes = {
+        name: hashlib.sha256(f"{SYSTEM} Be {version}.".encode()).hexdigest()[:12]
+        for version, name in names.items()
+    }
+    table = pq.read_schema(out / "examples.parquet").metadata[b"muscle"].decode()
+    holds = {p.name for p in out.iterdir() if SYSTEM.encode() in p.read_bytes()}
+    holds |= {"examples.parquet"} if SYSTEM in table else set()
+    if text == "none":
+        assert holds == set() and SYSTEM not in printed
+        note = "; ".join(f"{n}: sha256:{hashes[n]}" for n in ("old", "new")).replace(";", ",")
+        assert f"system instruction; {note}" in printed
+    else:
+        assert {"report.json", "report.html"} <= holds and SYSTEM in printed
+        assert ("report.md" in holds) == (text == "all")
+    if text != "all":
+        markdown = (out / "report.md").read_text(encoding="utf-8")
+        assert all(found in markdown for found in hashes.values())
 
 
 # --- the gate ---------------------------------------------------------------------------------
@@ -519,6 +610,30 @@ def test_errors_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--output", str(tmp_path / "o")])
     assert stopped.value.code == 2
+
+
+def ended(arguments: Sequence[str], stream: str = "stdout") -> tuple[int, str]:
+    """Exit code of a command whose reader has left, and what it said elsewhere."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = [sys.executable, "-m", "muscle.cli", *arguments]
+    done = subprocess.run(command, text=True, **streams | {stream: writer})
+    os.close(writer)
+    return done.returncode, (done.stdout or "") + (done.stderr or "")
+
+
+def test_a_reader_that_leaves_changes_no_verdict(tmp_path: Path) -> None:
+    """1 is a gate's "fail"; `| head -1` must not make one."""
+    old, new = many(tmp_path / "old.jsonl", 0), many(tmp_path / "new.jsonl", 2)
+    out = tmp_path / "out"
+    files = ["compare", str(old), str(new), "--output", str(out), "--draws", "100"]
+    assert ended([*files, "--max-nfr", "0.02"]) == (0, "")
+    assert {path.name for path in out.iterdir()} == set(WRITTEN)
+    assert ended(["gate", str(out), "--max-nfr", "0.0021"]) == (3, "")
+    assert ended(["gate", str(out), "--max-nfr", "0"]) == (1, "")
+    assert ended(["gate", "--help"]) == (74, "")
+    assert ended(["gate", str(tmp_path / "nowhere"), "--max-nfr", "0"], "stderr") == (2, "")
 
 
 def test_a_hostile_file_writes_no_terminal_codes(

@@ -146,6 +146,10 @@ def test_scores_that_are_none(name: str, tmp_path: Path) -> None:
         one(of(0.5, 1.5, float("inf")))
     with pytest.raises(UserError, match=f"{row} 2: the score is -inf"):
         one(of(0.5, float("-inf")))
+    for value in (1e308, -1.1e100):
+        with pytest.raises(UserError, match=rf"{row} 2: the score is -?1.*: scores go up to 1e"):
+            one(of(0.5, value))
+    assert column(one(of(0.5, 1e100)), "score") == [0.5, 1e100]
     assert column(one(of(0.5, float("nan"))), "score") == [0.5, None]
     assert column(one(of(0.5, None, 2)), "score") == [0.5, None, 2.0]
 
@@ -177,11 +181,20 @@ def test_ids(name: str, tmp_path: Path) -> None:
 
 def test_ids_that_are_no_texts(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", [{"id": ["x"], "score": 1}])
-    with pytest.raises(UserError, match=r"line 1: 'id' is \['x'\]: it must be a text or a number"):
+    with pytest.raises(UserError, match=r"line 1: 'id' is \['x'\]: it must be a text or a w"):
         one(path)
     path = parquet(tmp_path / "a.parquet", [{"id": ["x"], "score": 1}])
     with pytest.raises(UserError, match=r"column 'id' is list<.*>: it must be texts or numbers"):
         one(path)
+    for value, shown in ((1.5, r"1\.5"), (True, "true")):
+        for write, row in ((jsonl, "line"), (parquet, "row")):
+            rows = [{"id": value if write is parquet else 1, "score": 1}, {"id": value, "score": 0}]
+            text = rf"{row} {1 if write is parquet else 2}: 'id' is {shown}: it must be a text or a"
+            with pytest.raises(UserError, match=text):
+                one(write(tmp_path / "bad", rows))
+    large = [{"id": 1234567890123.0, "score": 1}, {"id": 2.0, "score": 0}]
+    for write in (jsonl, parquet):
+        assert column(one(write(tmp_path / "large", large)), "id") == ["1234567890123", "2"]
     # Another tool's integers with a gap are floats.
     assert column(one(parquet(tmp_path / "b", [{"id": 7.0, "score": 1}])), "id") == ["7"]
     assert column(one(jsonl(tmp_path / "c", [{"id": 7.0, "score": 1}])), "id") == ["7"]
@@ -261,6 +274,10 @@ BAD = {
     "no score": (LINE + b'{"id": 2}\n', "line 2: has no 'score'"),
     "long number": (LINE + b'{"id": 2, "score": 1e999}\n', "line 2: the score is inf"),
     "huge number": (LINE + b'{"id": 2, "score": 1' + b"0" * 400 + b"}\n", "line 2: the score is i"),
+    "double name": (LINE + b'{"id": 2, "score": 1, "id": 3}\n', "line 2: has 'id' twice"),
+    "double inside": (LINE + b'{"id": 2, "score": 1, "x": {"y": 1, "y": 2}}', "line 2: has 'y' tw"),
+    "double column": (b"id,id,correct\n1,2,1\n", "two columns are called 'id'"),
+    "double other": (b"id,x,x,correct\n1,2,2,1\n", "two columns are called 'x'"),
     "cut gzip": (gzip.compress(LINE * 9)[:-9], "half-written: its gzip data is cut off"),
     "bad gzip": (gzip.compress(LINE)[:10] + b"\xff" * 30, "broken gzip data"),
     "header": (b"id,score\n", "has no rows"),
@@ -289,6 +306,13 @@ def test_half_a_parquet(tmp_path: Path) -> None:
     pq.write_table(empty, tmp_path / "none.parquet")
     with pytest.raises(UserError, match="has no rows"):
         one(tmp_path / "none.parquet")
+
+
+def test_a_parquet_with_a_column_twice(tmp_path: Path) -> None:
+    table = pa.table([pa.array(["a"]), pa.array(["b"]), pa.array([1.0])], ["id", "id", "correct"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet: two columns are called 'id'"):
+        one(tmp_path / "a.parquet")
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:
