@@ -235,7 +235,7 @@ def test_what_cannot_be_read(tmp_path):
     path = write(tmp_path, joined())
     data = open(path, "rb").read()
     (tmp_path / "half.parquet").write_bytes(data[: len(data) // 2])
-    with pytest.raises(UserError, match="not a whole table"):
+    with pytest.raises(UserError, match="not a whole Parquet file"):
         read_example_table(str(tmp_path / "half.parquet"))
     plain = pq.read_table(path, columns=["id"]).replace_schema_metadata(None)
     pq.write_table(plain, tmp_path / "foreign.parquet")
