@@ -152,9 +152,14 @@ def test_attacks_reach_the_script_as_they_were(attacked):
         assert json.dumps(attack, ensure_ascii=False)[1:-1] in texts
 
 
-@given(st.recursive(st.none() | st.integers() | st.text() | st.floats(allow_nan=False,
-       allow_infinity=False), lambda x: st.lists(x) | st.dictionaries(st.text(), x)))  # fmt: skip
-@settings(max_examples=50, deadline=None)
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text() | st.floats(allow_nan=False, allow_infinity=False),
+        lambda x: st.lists(x) | st.dictionaries(st.text(), x),
+        max_leaves=8,
+    )
+)
+@settings(max_examples=30, deadline=None)
 def test_safe_json_is_json_that_no_parser_leaves(value):
     text = safe_json(value)
     assert not set("<>&\u2028\u2029") & set(text)
@@ -531,14 +536,13 @@ def test_missing_and_broken_files(folder, tmp_path):
     assert "examples.parquet was not beside" in (tmp_path / "report.html").read_text()
     whole = (folder / "examples.parquet").read_bytes()
     (tmp_path / "examples.parquet").write_bytes(whole[: len(whole) // 2])
+    report, table = report_of(folder), str(tmp_path / "examples.parquet")
     with pytest.raises(UserError, match="not a whole Parquet file"):
-        write_page(str(tmp_path))
-    report = report_of(folder)
+        make_payload(table, report, 10**6)
     del report["tasks"]["summaries"]
-    (tmp_path / "report.json").write_text(json.dumps(report))
     (tmp_path / "examples.parquet").write_bytes(whole)
     with pytest.raises(UserError, match=r"60 rows of task 'summaries'.* it 0: they are of two"):
-        write_page(str(tmp_path))
+        make_payload(table, report, 10**6)
 
 
 def test_remote_folder(folder):
