@@ -10,7 +10,7 @@ from muscle.errors import UserError
 from muscle.gate.limits import LimitName
 from muscle.report.text import one_line
 
-SCHEMA = "muscle.report/2"
+
 AGAIN = "run `muscle compare` again"
 
 

@@ -54,6 +54,9 @@ def share_interval(
     Wilson's. For several seeds with the number of examples that a 0/1 indicator of the
     same mean would need for the same variance (the effective size of Korn and Graubard
     1998), between n (all seeds agree) and n times the seeds (they have nothing in common).
+    So with several seeds a slice that is the whole task has a slightly other interval than
+    the task itself, which the paired bootstrap gives (`report.pairs.rate_interval`): that
+    takes thousands of draws, and hundreds of slices have the sums alone.
 
     Args:
         total: the sum of the values.

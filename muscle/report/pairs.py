@@ -71,7 +71,11 @@ def rate_interval(
     sums: TaskSums, seeds: Seeds, pair: AnyPair, name: str, values: FloatArray
 ) -> list[float] | None:
     """The 95 % interval of one of `RATES`: Wilson's where it is k of m examples (for several
-    seeds see `_proportion`), else the percentile bootstrap."""
+    seeds see `_proportion`), else the percentile bootstrap.
+
+    With several seeds a slice's interval differs slightly from a task's of the same rate:
+    slices take `proportions.share_interval`, which needs sums alone and no draws.
+    """
     if np.isnan(values[0]):
         return None
     known = _proportions(sums.pair(seeds[0], pair)) if len(seeds) == 1 else {}
