@@ -249,6 +249,11 @@ def test_readings():
     same = reading(task_of(scored(old=old, new=few, compat=few)))
     assert same.startswith("No evidence") and "no difference" in same
     assert "rouge1" in reading(task_of(make(continuous=True)))
+    task = task_of(scored(old=old, new=few))
+    for metric, name in (("correct", "accuracy"), ("acc_norm", "accuracy"), ("exact_match",) * 2):
+        assert f"; {name} −5.00 points" in reading({**task, "metric": metric})
+    graded = task_of(make(continuous=True))
+    assert "; acc_like " in reading({**graded, "metric": "acc_like"})
 
 
 # The page and the table
@@ -344,6 +349,8 @@ def test_text():
     assert one_line("a\n\tb \u202e\x1b[0m") == "a b [0m" and one_line(None) == "–"
     assert markdown("a\nb|<i>&") == r"a b\|&lt;i&gt;&amp;"
     assert markdown("www.x http://y") == r"www\.x http\://y"
+    assert markdown("now :smile: :+1:") == r"now \:smile: \:+1:"
+    assert markdown("metric: acc, sha256:ab12") == "metric: acc, sha256:ab12"
 
 
 def test_refusals_pass_through():
