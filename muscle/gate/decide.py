@@ -8,7 +8,7 @@ intersection-union test: Berger 1982), so no correction for many tasks is needed
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from typing import Any, Literal
 
@@ -16,6 +16,16 @@ from muscle.errors import UserError
 from muscle.gate import words
 from muscle.gate.limits import MUST_KEEP, LimitName, Limits
 from muscle.gate.reading import Found, choose_pair, find, part
+from muscle.gate.slices import (
+    Rare,
+    Sizes,
+    rare_slices,
+    refuse_unknown,
+    unscored_in,
+    wanted_slices,
+    where_of,
+)
+from muscle.gate.unscored import worst_bound
 from muscle.metrics.power import examples_for_bound, examples_for_difference, examples_for_rate
 from muscle.report.text import one_line
 
@@ -36,6 +46,7 @@ class Check:
     value, lower, upper  the number and its one-sided 95 % bounds, fractions or None
     unwaived             the value before waivers, where there are any
     plain                whether the numbers are no shares: a gain of other scores
+    but                  why a number whose bound is inside is no pass, else empty
     needed_n             for "not enough evidence": about how many examples would do
     """
 
@@ -52,6 +63,29 @@ class Check:
     text: str
     unwaived: float | None = None
     plain: bool = False
+    but: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What a check looks at: a task of the report, or a slice of it.
+
+    pooled  whether it is a pool of values that have too few examples each
+    """
+
+    task: str
+    where: dict[str, str] | None
+    pair: str
+    graded: bool
+    no_shares: bool
+    unscored: int
+    pooled: bool = False
+
+    def __str__(self) -> str:
+        if self.where is None:
+            return f"task {one_line(self.task, 60)!r}"
+        name = one_line(words.slice_name(self.where), 80)
+        return f"slice {name} of {one_line(self.task, 60)!r}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +111,7 @@ def decide(
     kept: Kept | None = None,
     waivers: Sequence[Mapping[str, Any]] = (),
     before: Mapping[str, Any] | None = None,
+    sizes: Mapping[str, Sizes] | None = None,
     today: date | None = None,
 ) -> dict[str, Any]:
     """Hold a report against limits.
@@ -87,6 +122,8 @@ def decide(
         kept: what became of the must-keep examples, if there is such a list.
         waivers: entries of gate.json's `waivers`, copied.
         before: the report with waived flips counted, to show both numbers.
+        sizes: of slices, by task, from `read_sizes`; without them a slice may hold all
+            unscored examples of its task, and single values left out as rare aren't known.
         today: stands in gate.json as `created`.
 
     Returns:
@@ -96,7 +133,7 @@ def decide(
         UserError: a limit that this report can't be held against.
     """
     chosen = choose_pair(report, pair)
-    checks = list(_checks(report, limits, chosen, before))
+    checks = list(_checks(report, limits, chosen, before, sizes or {}))
     if kept is not None:
         checks += _keep_checks(kept)
     verdict = overall([check.verdict for check in checks])
@@ -150,45 +187,56 @@ def needed(limit: str, delta: float, found: Found) -> int | None:
 
 
 def _checks(
-    report: Mapping[str, Any], limits: Limits, pair: str, before: Mapping[str, Any] | None
+    report: Mapping[str, Any],
+    limits: Limits,
+    pair: str,
+    before: Mapping[str, Any] | None,
+    sizes: Mapping[str, Sizes],
 ) -> Iterator[Check]:
-    cut = {name: wanted_slices(task, limits.slices) for name, task in report["tasks"].items()}
-    _refuse_unknown(report, limits.slices, cut)
+    full = (before or report)["tasks"]
+    rare = {name: rare_slices(t, limits.slices, sizes.get(name)) for name, t in full.items()}
+    refuse_unknown(report, limits.slices, list(rare.values()))
     for name, task in report["tasks"].items():
-        of = f"task {one_line(name, 60)!r}"
-        graded = bool(part(task, "continuous", of=of))
+        graded = bool(part(task, "continuous", of=f"task {one_line(name, 60)!r}"))
+        unscored = unscored_in(task, None, None)
+        place = _Place(name, None, pair, graded, _no_shares(task), unscored)
         whole = None if before is None else before["tasks"][name]
         for limit, delta in limits.given().items():
             if limit == "max_relative_nfr" and graded:
                 raise UserError(
-                    f"max-relative-nfr needs right and wrong answers, and {of} has the graded "
+                    f"max-relative-nfr needs right and wrong answers, and {place} has the graded "
                     f"metric {one_line(str(task.get('metric')), 40)}: use max-nfr or min-gain"
                 )
-            found, unwaived = _both(task, whole, pair, limit, of, graded)
-            plain = limit == "min_gain" and _no_shares(task)
-            yield _check(name, None, limit, delta, found, pair, unwaived, plain)
-        for piece in cut[name]:
-            yield from _slice_checks(name, task, piece, limits, pair, whole)
+            yield _check(place, limit, delta, task, whole)
+        for piece in wanted_slices(task, limits.slices):
+            where = where_of(piece)
+            unscored = unscored_in(full[name], where, sizes.get(name))
+            pooled = bool(piece.get("small"))
+            yield from _slice_checks(
+                replace(place, where=where, unscored=unscored, pooled=pooled), piece, limits, whole
+            )
+        for one in rare[name].values():
+            yield from _rare_checks(replace(place, where=one.where), one, limits)
 
 
 def _slice_checks(
-    name: str,
-    task: Mapping[str, Any],
-    piece: Mapping[str, Any],
-    limits: Limits,
-    pair: str,
-    whole: Mapping[str, Any] | None,
+    place: _Place, piece: Mapping[str, Any], limits: Limits, whole: Mapping[str, Any] | None
 ) -> Iterator[Check]:
-    where = {"column": str(piece["column"]), "value": str(piece["value"])}
-    of = f"slice {one_line(words.slice_name(where), 80)} of {one_line(name, 60)!r}"
-    same = [s for s in (whole or {}).get("slices") or [] if _where(s) == where]
+    same = [s for s in (whole or {}).get("slices") or [] if where_of(s) == place.where]
     for limit, delta in limits.given().items():
-        if limit not in SLICE_LIMITS:
-            continue
-        full = same[0] if same else None
-        found, unwaived = _both(piece, full, pair, limit, of, bool(task["continuous"]))
-        plain = limit == "min_gain" and _no_shares(task)
-        yield _check(name, where, limit, delta, found, pair, unwaived, plain)
+        if limit in SLICE_LIMITS:
+            yield _check(place, limit, delta, piece, same[0] if same else None)
+
+
+def _rare_checks(place: _Place, rare: Rare, limits: Limits) -> Iterator[Check]:
+    for limit, delta in limits.given().items():
+        if limit in SLICE_LIMITS:
+            plain = limit == "min_gain" and place.no_shares
+            text = f"{_asked(place, limit, delta, plain)}: {words.too_few(rare.n)}"
+            yield Check(
+                place.task, place.where, limit, delta, None, None, None, rare.n,
+                UNSURE, None, text, plain=plain,
+            )  # fmt: skip
 
 
 def _both(
@@ -211,64 +259,55 @@ def _both(
     return find(block, pair, limit, of, graded), full.value
 
 
-def _where(piece: Mapping[str, Any]) -> dict[str, str]:
-    return {"column": str(piece["column"]), "value": str(piece["value"])}
-
-
 def _no_shares(task: Mapping[str, Any]) -> bool:
     """Whether scores lie outside of [0, 1], so that points and percent mean nothing."""
     scores = [version.get("score") for version in (task.get("versions") or {}).values()]
     return any(score is not None and not 0 <= score <= 1 for score in scores)
 
 
+def _asked(place: _Place, limit: str, delta: float, plain: bool) -> str:
+    where = words.place(place.task, place.where)
+    return f"{where}: {words.name(limit, delta, place.pair, plain)}"
+
+
 def _check(
-    task: str,
-    where: dict[str, str] | None,
+    place: _Place,
     limit: LimitName,
     delta: float,
-    found: Found,
-    pair: str,
-    unwaived: float | None,
-    plain: bool,
+    block: Mapping[str, Any],
+    whole: Mapping[str, Any] | None,
 ) -> Check:
+    """One limit on a task's or slice's block of the report; `whole` has its waived flips."""
+    found, unwaived = _both(block, whole, place.pair, limit, str(place), place.graded)
+    plain = limit == "min_gain" and place.no_shares
     verdict = judge_bounds(limit, delta, found.lower, found.upper)
     more = needed(limit, delta, found) if verdict == UNSURE else None
-    asked = f"{words.place(task, where)}: {words.name(limit, delta, pair, plain)}"
-    text = words.check(asked, limit, found, verdict == UNSURE, more, plain)
+    unsure, but = verdict == UNSURE, ""
+    if verdict == PASS:
+        but = _but(place, limit, delta, found, block, plain)
+        verdict = UNSURE if but else PASS
+    text = words.check(_asked(place, limit, delta, plain), limit, found, unsure, more, plain, but)
     return Check(
-        task, where, limit, delta, found.value, found.lower, found.upper, found.n,
-        verdict, more, text, unwaived, plain,
+        place.task, place.where, limit, delta, found.value, found.lower, found.upper, found.n,
+        verdict, more, text, unwaived, plain, but,
     )  # fmt: skip
 
 
-def wanted_slices(task: Mapping[str, Any], asked: Sequence[str]) -> list[Mapping[str, Any]]:
-    """The slices of a task that were asked for, each once, a pool of rare values included."""
-    return [
-        piece
-        for piece in task.get("slices") or []
-        if piece["column"] in asked or words.slice_name(_where(piece)) in asked
-    ]
-
-
-def _refuse_unknown(
-    report: Mapping[str, Any], asked: Sequence[str], cut: Mapping[str, Sequence[Any]]
-) -> None:
-    """Raises UserError: a slice that no task has."""
-    for text in asked:
-        pieces = [_where(p) for t in report["tasks"].values() for p in t.get("slices") or []]
-        known = {p["column"] for p in pieces}
-        if text in known or text in {words.slice_name(p) for p in pieces}:
-            continue
-        column = text.split("=")[0]
-        if column in known:
-            values = sorted({p["value"] for p in pieces if p["column"] == column})
-            shown = f"{column} has {', '.join(values[:8])}" + (" …" if len(values) > 8 else "")
-        else:
-            shown = (
-                f"it has {', '.join(sorted(known)[:8]) or 'none'}; "
-                f"`muscle compare --slice {column}` makes it"
-            )
-        raise UserError(f"slice {one_line(text, 60)!r} is not in this report: {one_line(shown)}")
+def _but(
+    place: _Place,
+    limit: LimitName,
+    delta: float,
+    found: Found,
+    block: Mapping[str, Any],
+    plain: bool,
+) -> str:
+    """Why a limit that is kept by what was seen is no pass; empty where it is one."""
+    # Scores that are no shares have no worst, so nothing can be said of those that are missing.
+    if place.unscored and not plain:
+        worst = worst_bound(limit, found, place.unscored, block, place.pair, str(place))
+        if judge_bounds(limit, delta, worst, worst) != PASS:
+            return words.unscored(limit, place.unscored, worst, place.where is not None)
+    return words.POOLED if place.pooled else ""
 
 
 def _notes(report: Mapping[str, Any], limits: Limits) -> Iterator[str]:

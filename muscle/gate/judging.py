@@ -1,5 +1,6 @@
 """A report on disk, held against limits: gate.json, junit.xml and the page again."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,12 +9,13 @@ from typing import Any
 
 from muscle import storage
 from muscle.errors import UserError
-from muscle.gate.decide import EXIT_CODES, Kept, Verdict, decide, wanted_slices
+from muscle.gate.decide import EXIT_CODES, Kept, Verdict, decide
 from muscle.gate.junit import junit_xml
 from muscle.gate.limits import Limits
-from muscle.gate.must_keep import keep, read_must_keep
-from muscle.gate.outcomes import EXAMPLES, Example, Outcomes, read_outcomes
-from muscle.gate.reading import AGAIN, checked, choose_pair
+from muscle.gate.must_keep import ids_in, keep, read_must_keep, refuse_ids
+from muscle.gate.outcomes import EXAMPLES, Example, Outcomes, Wanted, read_outcomes
+from muscle.gate.reading import AGAIN, checked, choose_pair, parsed
+from muscle.gate.slices import read_sizes, wanted_slices
 from muscle.gate.waivers import Applied, apply, read_waivers
 from muscle.gate.words import slice_name
 from muscle.report.text import one_line
@@ -39,7 +41,6 @@ def judge(
     pair: str | None = None,
     today: date | None = None,
     output: str | None = None,
-    pages: bool = True,
 ) -> GateResult:
     """Hold the report of a comparison against limits, and write what comes of it.
 
@@ -49,7 +50,7 @@ def judge(
         pair: "old->compat" or another; None: that one where it is, else old->new.
         today: the day waivers are held against; None: today, in UTC.
         output: where gate.json and junit.xml go; None: beside the report, whose page and
-            Markdown are then written again with the verdict, unless `pages` says no.
+            Markdown are then written again with the verdict.
 
     Raises:
         UserError: whatever a user can mend; nothing has been written then.
@@ -57,7 +58,8 @@ def judge(
     if output is not None:
         storage.check_folder("--output", output)
     path, folder = _place(report)
-    content = checked(_read(path), path)
+    data = _read(path)
+    content = checked(parsed(data, path), path)
     day = today or datetime.now(UTC).date()
     chosen = choose_pair(content, pair)
     applied, kept = _lists(content, folder, limits, chosen, day)
@@ -65,16 +67,18 @@ def judge(
     if applied.waived:
         before, content = content, recompute(content, folder, limits, applied.waived)
     gate = decide(
-        content, limits, pair=chosen, kept=kept, waivers=applied.entries, before=before, today=day
-    )
+        content, limits, pair=chosen, kept=kept, waivers=applied.entries, before=before,
+        sizes=read_sizes(folder, before or content, limits.slices), today=day,
+    )  # fmt: skip
+    gate["report_sha256"] = hashlib.sha256(data).hexdigest()
     target = output or folder
-    data = json.dumps(gate, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(gate, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     storage.write_bytes(storage.join(target, JUNIT), junit_xml(gate))
-    storage.write_bytes(storage.join(target, GATE), data.encode("utf-8", "backslashreplace"))
+    storage.write_bytes(storage.join(target, GATE), text.encode("utf-8", "backslashreplace"))
     here = storage.absolute(target) == storage.absolute(folder)
     # A report.json on its own has no examples to show.
     shown = path.rpartition("/")[2] == REPORT and storage.exists(storage.join(folder, EXAMPLES))
-    if pages and here and shown:
+    if here and shown:
         from muscle.report import write_markdown, write_page
 
         write_page(folder)
@@ -83,22 +87,34 @@ def judge(
 
 
 def _place(report: str) -> tuple[str, str]:
-    """A report's file and its folder. Raises UserError: neither is there."""
+    """A report's file and its folder. Raises UserError: neither is there, or can't be seen."""
     files, inside = storage.filesystem(report)
-    if files.isdir(inside):
+    try:
+        folder, there = files.isdir(inside), files.exists(inside)
+    except Exception as error:
+        raise _unreadable(report, error) from None
+    if folder:
         return storage.join(report, REPORT), report.rstrip("/") or "/"
-    if not files.exists(inside):
+    if not there:
         raise UserError(f"report {report!r} does not exist: name a report.json or its folder")
     return report, report.rpartition("/")[0] or ("/" if report.startswith("/") else ".")
 
 
-def _read(path: str) -> Any:
-    if not storage.exists(path):
-        raise UserError(f"{path} does not exist: name a report.json or its folder")
-    content = storage.read_json(path)
-    if content is None:
-        raise UserError(f"{path}: is not whole JSON: run `muscle compare` again")
-    return content
+def _read(path: str) -> bytes:
+    files, inside = storage.filesystem(path)
+    try:
+        return bytes(files.cat_file(inside))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: name a report.json or its folder") from None
+    except Exception as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: str, error: Exception) -> UserError:
+    """Stores raise errors of their own libraries: whatever it is, the file wasn't to be had."""
+    said = error.strerror if isinstance(error, OSError) else None
+    reason = one_line(said or str(error) or type(error).__name__, 200)
+    return UserError(f"{path} can't be read: {reason}")
 
 
 def _lists(
@@ -106,16 +122,20 @@ def _lists(
 ) -> tuple[Applied, Kept | None]:
     """Waivers and must-keep examples, held against what flipped."""
     waivers = read_waivers(limits.waive) if limits.waive is not None else []
-    wanted = [] if limits.must_keep is None else read_must_keep(limits.must_keep, report["tasks"])
+    wanted: list[Wanted] = []
+    comments: list[str] = []
+    if limits.must_keep is not None:
+        wanted, comments = read_must_keep(limits.must_keep, report["tasks"])
     if not waivers and not wanted:
         return Applied(frozenset(), []), None
-    ids = [w.id for w in waivers] + [name for _, name in wanted]
+    ids = [w.id for w in waivers] + [name for _, name in wanted] + ids_in(comments)
     need = "waive" if waivers else "must-keep"
     outcomes: Outcomes = read_outcomes(folder, pair, ids, need)
     _check_examples(report, folder, pair, outcomes)
     applied = apply(waivers, outcomes, str(limits.waive), today)
     if limits.must_keep is None:
         return applied, None
+    refuse_ids(limits.must_keep, comments, outcomes)
     return applied, keep(limits.must_keep, wanted, outcomes, applied.waived)
 
 

@@ -1,5 +1,7 @@
 """What a gate reads of report.json, refused in one line where it isn't there."""
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +29,27 @@ class Found:
     n: int
     changed: float | None = None
     why: str = ""
+
+
+def parsed(data: bytes, where: str) -> Any:
+    """The JSON of a report; every number in it is finite.
+
+    Raises:
+        UserError: it is no whole JSON, or holds NaN, infinity or a number too large.
+    """
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not math.isfinite(value):
+            raise UserError(
+                f"{where}: holds {one_line(text, 40)}, which is no finite number: {AGAIN}"
+            )
+        return value
+
+    try:
+        return json.loads(data, parse_constant=number, parse_float=number)
+    except (ValueError, RecursionError):
+        raise UserError(f"{where}: is not whole JSON: {AGAIN}") from None
 
 
 def checked(report: Any, where: str) -> dict[str, Any]:
@@ -99,6 +122,11 @@ def find(task: Mapping[str, Any], pair: str, limit: LimitName, of: str, continuo
 
 
 def _excess(task: Mapping[str, Any], pair: str, n: int, of: str) -> Found:
+    if not pair.startswith("old->"):
+        raise UserError(
+            f"max-excess-nfr is only for pairs that begin with old, as the noise floor does, and "
+            f"the pair is {pair}: use max-nfr, or another --pair"
+        )
     floor = part(task, "noise_floor", of=of)
     if floor is None:
         raise UserError(

@@ -16,6 +16,10 @@ LABELS = {
     "must_keep": "must-keep examples",
 }
 RATIO = "max_relative_nfr"
+POOLED = (
+    "but each of these values has too few examples to be judged alone "
+    "(`muscle compare --min-slice` says how many it takes)"
+)
 
 
 def slice_name(where: Mapping[str, str]) -> str:
@@ -65,11 +69,17 @@ def place(task: str, where: Mapping[str, str] | None) -> str:
 
 
 def check(
-    asked: str, limit: str, found: "Found", unsure: bool, needed: int | None, plain: bool
+    asked: str,
+    limit: str,
+    found: "Found",
+    unsure: bool,
+    needed: int | None,
+    plain: bool,
+    but: str = "",
 ) -> str:
     """One check in a sentence's worth of words, with what would settle it if nothing has.
 
-    `asked` says where and what, from `place` and `name`.
+    `asked` says where and what, from `place` and `name`; `but` why what was seen is no pass.
     """
     if found.value is None:
         return f"{asked}: {found.why}"
@@ -79,7 +89,8 @@ def check(
         return f"{asked}: {value}, without bounds: {found.why}"
     low, high = (amount(limit, bound, False, plain) for bound in (found.lower, found.upper))
     said = f"{asked}: {value} (one-sided 95 % bounds {low} and {high})"
-    return f"{said}; {_would_do(limit, needed)}" if unsure else said
+    more = _would_do(limit, needed) if unsure else but
+    return f"{said}; {more}" if more else said
 
 
 def _would_do(limit: str, needed: int | None) -> str:
@@ -87,6 +98,22 @@ def _would_do(limit: str, needed: int | None) -> str:
         side = "not above" if limit == "min_gain" else "not below"
         return f"no number of examples would do: what was seen is {side} the limit itself"
     return f"at what was seen, about {needed:,} examples would do"
+
+
+def unscored(limit: str, n: int, worst: float | None, at_most: bool) -> str:
+    """That examples without a score could break a limit; `at_most`: some may be elsewhere."""
+    count = (
+        f"{'up to ' if at_most else ''}{n:,} more {'example has' if n == 1 else 'examples have'}"
+    )
+    they = "it might be a flip" if n == 1 else "they might all be flips"
+    bound = f", with a bound of {amount(limit, worst)}" if worst is not None else ""
+    return f"but {count} no score in some version: {they}{bound}"
+
+
+def too_few(n: int) -> str:
+    """Why a slice that isn't in the report by itself is no pass."""
+    count = "1 example is" if n == 1 else f"{n:,} examples are"
+    return f"{count} too few to be judged (`muscle compare --min-slice` says how many it takes)"
 
 
 def must_keep(task: str, n: int, flips: Sequence[str], waived: int, unscored: int) -> str:

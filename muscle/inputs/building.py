@@ -1,7 +1,7 @@
 """Columns out of rows, and what all kinds of files do with columns."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ ROWS = 8192
 """Rows that are held as Python objects before they become a chunk of a column."""
 
 MAX_TEXTS = 200
-"""Columns that are looked at for slices; rows that each have names of their own have no columns."""
+"""Columns that are looked at for slices, beside those that were named; rows that each have names
+of their own have no columns."""
 
 LARGEST = 1e100
 """The size up to which a score is one: sums of squares of larger ones overflow."""
@@ -27,10 +28,18 @@ Read = Callable[[str], pa.ChunkedArray | None]
 
 
 class Builder:
-    """Grows typed columns and any number of text columns, a chunk at a time."""
+    """Grows typed columns and text columns, a chunk at a time.
 
-    def __init__(self, types: Mapping[str, pa.DataType]) -> None:
+    Args:
+        types: of the typed columns.
+        named: text columns that are wanted, wherever they stand among the others, of which
+            the first `MAX_TEXTS` are kept.
+    """
+
+    def __init__(self, types: Mapping[str, pa.DataType], named: Collection[str] = ()) -> None:
         self._types = types
+        self._named = frozenset(named)
+        self._room = MAX_TEXTS
         self._rows: list[Mapping[str, Any]] = []
         self._more: list[Mapping[str, str]] = []
         self._chunks: dict[str, list[pa.Array]] = {name: [] for name in types}
@@ -60,7 +69,8 @@ class Builder:
         for name, kind in self._types.items():
             self._chunks[name].append(_array([row[name] for row in rows], kind))
         for name in dict.fromkeys(name for row in more for name in row):
-            if name not in self._texts and len(self._texts) < MAX_TEXTS:
+            if name not in self._texts and (name in self._named or self._room > 0):
+                self._room -= name not in self._named
                 self._texts[name] = [pa.nulls(before, pa.string())] if before else []
         for name, found in self._texts.items():
             found.append(_array([row.get(name) for row in more], pa.string()))

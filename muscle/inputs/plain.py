@@ -59,6 +59,8 @@ class Names:
                 self.texts[ours] = ours
         used = {self.id, self.score, self.task, *self.texts.values()}
         self.others = [name for name in there if name not in used]
+        # Rows of several tasks are told by a column "task" that nobody named.
+        self.wanted = {"task", *(name for name in used if name is not None)}
 
     def _score(self, columns: Columns, metric: str | None) -> str:
         if columns.correct is not None:
@@ -91,10 +93,12 @@ def json_sides(source: Source, asked: Asked) -> dict[str, Side]:
             that is no id or no score.
     """
     names: Names | None = None
-    builder = Builder({"_score": pa.float64(), "_line": pa.int64()})
+    types = {"_score": pa.float64(), "_line": pa.int64()}
+    builder = Builder(types)
     for number, row in json_rows(source.path):
         if names is None:
             names = Names(source.path, list(row), asked)
+            builder = Builder(types, names.wanted)
         where = f"{source.path}, line {number}"
         texts = {name: text_of(value) for name, value in row.items() if name != names.score}
         for name in (names.id, names.task):

@@ -109,9 +109,9 @@ class _Log:
         self._delimiter = delimiter
         self.values: dict[str, array[float]] = {}
         self._numbers: dict[str, int] = {}  # in how many rows a metric is a number, or NaN
-        # Where a gold answer such as "2" could be an index and a text: how often the
-        # harness's accuracy agrees with either.
-        self._agree = {"index": 0, "text": 0}
+        # A gold answer such as "2" could be an index and a text. Nothing that a model answered
+        # may decide it, or the logs of two versions could have other gold answers.
+        self._by_index = True
         self._names: dict[str, None] = {}
         self.n = 0
 
@@ -140,11 +140,8 @@ class _Log:
         if lls is not None and len(calls) == 1:
             text = calls[0][1].removeprefix(self._delimiter)
         numbers = self._metrics(row)
-        if index is not None and text is not None and choices and lls:
-            best = choices[int(np.argmax(lls[: len(choices)]))]
-            right = numbers.get("acc") == 1.0
-            self._agree["index"] += (best == index) == right
-            self._agree["text"] += (best == text) == right
+        if choices is not None and index is None:
+            self._by_index = False
         self.builder.add(
             {
                 "_id": text_of(row["doc_id"]),
@@ -228,8 +225,9 @@ class _Log:
             texts.pop("id", None)
         lines = columns.pop("_line")
         check_ids(columns["id"], lambda row: f"{self.path}, line {lines[row].as_py()}", "doc_id")
-        if self._agree["text"] > self._agree["index"]:
-            columns["gold"] = columns["_gold_by_text"]
+        by_text = columns.pop("_gold_by_text")
+        if not self._by_index:
+            columns["gold"] = by_text
         columns["fields"] = fields_of(texts, self.n)
         return columns
 

@@ -12,7 +12,7 @@ from muscle.report.examples import FlipExample
 from muscle.report.private import without_instructions
 from muscle.report.text import markdown, one_line, p_value, percent, plain
 from muscle.report.verdict import excluded_lines, notes_view, verdict_view
-from muscle.storage import exists, join, read_json, write_bytes
+from muscle.storage import exists, join, read_json, sha256, write_bytes
 
 if TYPE_CHECKING:
     import jinja2
@@ -98,7 +98,8 @@ def _render(
 
 
 def read_comparison(folder: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """report.json of a folder, and gate.json where limits were given.
+    """report.json of a folder, and gate.json where limits were given (with `stale`: whether
+    it judged another report.json).
 
     Raises:
         UserError: report.json is missing, broken or of another version of ours.
@@ -113,7 +114,11 @@ def read_comparison(folder: str) -> tuple[dict[str, Any], dict[str, Any] | None]
             f"{SCHEMA!r}; compare the predictions again"
         )
     gate = read_json(join(folder, "gate.json"))
-    return report, gate if isinstance(gate, dict) else None
+    if not isinstance(gate, dict):
+        return report, None
+    if "report_sha256" in gate:
+        gate["stale"] = gate["report_sha256"] != sha256(path)
+    return report, gate
 
 
 def environment() -> "jinja2.Environment":

@@ -57,12 +57,18 @@ def _flips(task: Mapping[str, Any]) -> float:
 
 
 def is_stale(report: Mapping[str, Any], gate: Mapping[str, Any]) -> bool:
-    """Whether a gate's numbers are not those of this report: limits judged on another one."""
+    """Whether a gate's numbers are not those of this report: limits judged on another one.
+
+    A gate that names the report.json it judged has `stale` from `read_comparison`; of an
+    older one the numbers are compared.
+    """
+    if any(check["task"] not in report["tasks"] for check in gate.get("checks") or []):
+        return True
+    if "report_sha256" in gate:
+        return bool(gate.get("stale"))
     keys = {"max_nfr": "nfr", "max_relative_nfr": "relative_nfr", "min_gain": "gain"}
     for check in gate.get("checks") or []:
-        task = report["tasks"].get(check["task"])
-        if task is None:
-            return True
+        task = report["tasks"][check["task"]]
         if check.get("slice") or check["limit"] not in keys:
             continue
         unwaived = check.get("unwaived")
@@ -97,6 +103,8 @@ def _check(report: Mapping[str, Any], check: Mapping[str, Any]) -> dict[str, Any
         more.append(f"{show(unwaived)} with waived flips")
     if check["value"] is None:
         more.append(check.get("text") or "")
+    elif check.get("but"):
+        more.append(check["but"])
     elif check["verdict"] == "not enough evidence" and known:
         more.append(f"about n = {needed:,} would decide" if needed else "no n would decide")
     return {
