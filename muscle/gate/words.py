@@ -102,9 +102,8 @@ def _would_do(limit: str, needed: int | None) -> str:
 
 def unscored(limit: str, n: int, worst: float | None, at_most: bool) -> str:
     """That examples without a score could break a limit; `at_most`: some may be elsewhere."""
-    count = (
-        f"{'up to ' if at_most else ''}{n:,} more {'example has' if n == 1 else 'examples have'}"
-    )
+    have = "example has" if n == 1 else "examples have"
+    count = f"{'up to ' if at_most else ''}{n:,} more {have}"
     they = "it might be a flip" if n == 1 else "they might all be flips"
     bound = f", with a bound of {amount(limit, worst)}" if worst is not None else ""
     return f"but {count} no score in some version: {they}{bound}"

@@ -510,6 +510,19 @@ def test_limits_are_exit_codes(flips: int, code: int, tmp_path: Path, page: None
     assert verdict in (tmp_path / "out" / "report.html").read_text(encoding="utf-8").lower()
 
 
+def test_the_reason_and_the_page_are_there_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr("muscle.report.write_page", drawn.append)
+    old, new = many(tmp_path / "old.jsonl", 0), many(tmp_path / "new.jsonl", 20)
+    for limits in ({}, {"max_nfr": "2%"}):
+        drawn.clear()
+        _, text = outcome(tmp_path / "out", old, new, **limits)
+        assert len(drawn) == 1
+        assert text.count("NFR old→new ≤ 2.00 %: it is") == len(limits)
+
+
 def test_slices_with_limits(tmp_path: Path) -> None:
     """All flips are in one half: the whole passes, the half doesn't."""
     kinds = ["a"] * 200 + ["b"] * 1800

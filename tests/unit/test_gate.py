@@ -267,6 +267,8 @@ def test_slices_are_judged_when_asked_for() -> None:
     assert verdict(report, max_nfr=0.02) == "pass"
     assert verdict(report, max_nfr=0.02, slices=["subject"]) == "fail"
     assert verdict(report, max_nfr=0.02, slices=["subject=maths"]) == "pass"
+    pool = decide(report, make_limits(max_nfr=0.06, slices=["subject=9 rare values"]))["checks"][1]
+    assert pool["verdict"] == UNSURE and pool["upper"] <= 0.06 and "alone" in pool["text"]
     assert verdict(report, max_nfr=0.02, slices=["subject=maths", "length"]) == "pass"
     assert verdict(report, max_nfr=0.02, slices=["subject=law"]) == "fail"
     report["tasks"]["a"]["slices_note"] = "Left out: 1 value of subject."

@@ -321,17 +321,17 @@ def test_an_example_that_some_version_has_no_score_for_is_no_pass(tmp_path: Path
 
 
 def test_a_pass_says_what_it_has_not_seen(tmp_path: Path) -> None:
-    """Who answers only what is easy has no flips."""
+    """The two that are missing could not break the limit."""
     from joined import joined
 
-    new = rows([1.0 if i % 2 else None for i in range(600)], question="another prompt")
+    new = rows([None if i < 2 else 1.0 for i in range(600)], question="another prompt")
     about = {"old": {"dtype": "float32"}, "new": {"dtype": "bfloat16"}}
     task = joined({"old": rows([1.0] * 600), "new": new}, about=about)
     write_report(tmp_path, report_of({"t": task}, {}, ReportOptions(draws=50)))
     found = judged(tmp_path, max_nfr="2%")
     assert found["verdict"] == "pass"
     unscored, unlike = found["notes"]
-    assert unscored.endswith("no score for them: t 300 of 600")
+    assert unscored.endswith("no score for them: t 2 of 600")
     assert unlike.endswith("not evaluated alike: t (rendered prompts, number format)")
 
 

@@ -38,7 +38,8 @@ OUTCOMES = Outcomes(
 
 def test_a_must_keep_file_as_editors_write_it(tmp_path: Path) -> None:
     text = b"\xef\xbb\xbf# the ones that broke before\r\n1\r\n\r\na\t2\r\n 9 \r\n1\r\nx\ty\r\n"
-    entries = read_must_keep(written(tmp_path, text), {"a", "b"})
+    entries, comments = read_must_keep(written(tmp_path, text), {"a", "b"})
+    assert comments == ["# the ones that broke before"]
     assert entries == [(None, "1"), ("a", "2"), (None, "9"), (None, "x\ty")]
 
 

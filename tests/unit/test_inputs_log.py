@@ -242,9 +242,9 @@ def test_ids_are_the_tasks_own_where_there_are_such(tmp_path: Path) -> None:
         ("blue", ["red", "blue"], 1, 1.0, "blue"),
         ("[1, 0]", ["red", "blue"], 1, 1.0, "blue"),
         ("1", ["2", "1"], 1, 1.0, "1"),  # an index and a text: the same choice
-        ("1", ["1", "2"], 1, 1.0, "2"),  # an index, for the second choice counts as right
-        ("1", ["1", "2"], 0, 1.0, "1"),  # a text, for the first one does
+        ("1", ["1", "2"], 1, 1.0, "2"),  # an index, whatever a model answered
         ("1", ["1", "2"], 0, 0.0, "2"),
+        ("2", ["1", "2"], 1, 1.0, "2"),  # no index: there are but 0 and 1
     ],
 )
 def test_the_right_answer(
@@ -256,6 +256,20 @@ def test_the_right_answer(
         made["arguments"][f"gen_args_{i}"]["arg_1"] = f" {text}"
     side = read_one(tmp_path, made)
     assert column(side, "gold") == [gold] and column(side, "prediction") == [choices[best]]
+
+
+def test_the_right_answer_is_the_same_whatever_was_answered(tmp_path: Path) -> None:
+    """One target that is no index makes all of them texts, in the logs of both versions."""
+    golds = []
+    for best in (0, 1):
+        made = [row(i, target=str(i + 1), acc=float(best == i)) for i in range(2)]
+        for one in made:
+            answers = [[str(-1.0 - (i != best)), "False"] for i in range(2)]
+            one |= {"filtered_resps": answers, "resps": [[a] for a in answers]}
+            for i, text in enumerate(("1", "2")):
+                one["arguments"][f"gen_args_{i}"]["arg_1"] = f" {text}"
+        golds.append(column(read_one(tmp_path, *made), "gold"))
+    assert golds == [["1", "2"]] * 2
 
 
 def test_choices_before_one_ending(tmp_path: Path) -> None:

@@ -95,6 +95,17 @@ def test_every_kind_says_the_same(
     assert side.about == {"files": [{"path": str(tmp_path / name)}]}
 
 
+def test_named_columns_after_hundreds_of_others(tmp_path: Path) -> None:
+    """An id is found wherever it stands; of the others some are looked at."""
+    rows = [{f"c{i}": "x" for i in range(300)} | row | {"task": "a"} for row in ROWS]
+    side = one(jsonl(tmp_path / "wide.jsonl", rows))
+    assert column(side, "id") == ["7", "8", "9"]
+    assert column(side, "gold") == ["yes", "no", "no"]
+    rows[1]["task"] = "b"
+    with pytest.raises(UserError, match="several tasks"):
+        one(jsonl(tmp_path / "wide.jsonl", rows))
+
+
 @every
 def test_columns_by_their_flags(name: str, tmp_path: Path) -> None:
     rows = [{"key": f"k{i}", "ok": i != 1, "out": f"o{i}", "ref": "r", "in": "q"} for i in range(3)]
