@@ -322,6 +322,7 @@ def _show(
 ) -> None:
     """What limits the comparison first, then the tables."""
     from muscle.report.table import print_table
+    from muscle.report.verdict import NOTHING_RIGHT, nothing_right
 
     notes = dict.fromkeys(
         note
@@ -331,6 +332,8 @@ def _show(
         for note in side.about.get("notes", ())
     )
     for name, task in report["tasks"].items():
+        if nothing_right(task):
+            notes.setdefault(f"{name}: {NOTHING_RIGHT}")
         for found in task.get("comparability", ()):
             values = ", ".join(f"{v}: {text}" for v, text in found["values"].items())
             parts = [f"{name}: {found['what']}", values, found.get("note") or ""]

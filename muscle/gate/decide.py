@@ -31,6 +31,7 @@ from muscle.report.text import one_line
 
 SCHEMA = "muscle.gate/1"
 SLICE_LIMITS = ("max_nfr", "min_gain")
+FLIPS = ("max_nfr", "max_excess_nfr")
 
 Verdict = Literal["pass", "fail", "not enough evidence"]
 PASS: Verdict = "pass"
@@ -94,6 +95,7 @@ class Kept:
 
     counts   how many of them each task has
     flipped  task, id and whether a waiver allows it
+    wrong    task and id of those that the pair's first version has wrong in every seed
     """
 
     file: str
@@ -101,6 +103,7 @@ class Kept:
     counts: Mapping[str, int]
     flipped: Sequence[Mapping[str, Any]]
     unscored: Sequence[Mapping[str, str]]
+    wrong: Sequence[Mapping[str, str]] = ()
 
 
 def decide(
@@ -134,8 +137,10 @@ def decide(
     """
     chosen = choose_pair(report, pair)
     checks = list(_checks(report, limits, chosen, before, sizes or {}))
+    notes = list(_notes(report, limits))
     if kept is not None:
-        checks += _keep_checks(kept)
+        checks += _keep_checks(kept, chosen.partition("->")[0])
+        notes += _wrong_notes(kept, chosen.partition("->")[0])
     verdict = overall([check.verdict for check in checks])
     return {
         "schema": SCHEMA,
@@ -147,7 +152,7 @@ def decide(
         "checks": [asdict(check) for check in checks],
         "must_keep": None if kept is None else _kept_block(kept),
         "waivers": [dict(waiver) for waiver in waivers],
-        "notes": list(_notes(report, limits)),
+        "notes": notes,
         "created": None if today is None else today.isoformat(),
     }
 
@@ -302,6 +307,10 @@ def _but(
     plain: bool,
 ) -> str:
     """Why a limit that is kept by what was seen is no pass; empty where it is one."""
+    before = place.pair.partition("->")[0]
+    first = (block.get("versions") or {}).get(before) or {}
+    if limit in FLIPS and not place.graded and first.get("score") == 0:
+        return words.nothing_right(before)
     # Scores that are no shares have no worst, so nothing can be said of those that are missing.
     if place.unscored and not plain:
         worst = worst_bound(limit, found, place.unscored, block, place.pair, str(place))
@@ -346,14 +355,29 @@ def _some(parts: Sequence[str], most: int = 4) -> str:
     return "; ".join(parts[:most]) + more
 
 
-def _keep_checks(kept: Kept) -> Iterator[Check]:
+def _wrong_of(kept: Kept, task: str) -> list[str]:
+    return [str(entry["id"]) for entry in kept.wrong if entry["task"] == task]
+
+
+def _wrong_notes(kept: Kept, before: str) -> Iterator[str]:
+    """The listed examples that can't flip, of tasks where others can."""
+    for task, n in sorted(kept.counts.items()):
+        wrong = _wrong_of(kept, task)
+        if wrong and len(wrong) < n:
+            said = words.already_wrong(wrong, n, before)
+            yield f"{one_line(task, 60)}: must-keep examples: {said}"
+
+
+def _keep_checks(kept: Kept, before: str) -> Iterator[Check]:
     for task, n in sorted(kept.counts.items()):
         flips = [f for f in kept.flipped if f["task"] == task and not f["waived"]]
         waived = sum(f["task"] == task and bool(f["waived"]) for f in kept.flipped)
         missing = sum(entry["task"] == task for entry in kept.unscored)
-        verdict = FAIL if flips else UNSURE if missing else PASS
+        wrong = _wrong_of(kept, task)
+        verdict = FAIL if flips else UNSURE if missing or len(wrong) == n else PASS
         ids = [str(flip["id"]) for flip in flips]
         text = words.must_keep(task, n, ids, waived, missing)
+        text += f", {words.already_wrong(wrong, n, before)}" if wrong else ""
         unwaived = float(len(flips) + waived) if waived else None
         yield Check(
             task, None, MUST_KEEP, 0.0, float(len(flips)), None, None, n,
@@ -367,5 +391,6 @@ def _kept_block(kept: Kept) -> dict[str, Any]:
         "ids": kept.ids,
         "flipped": [dict(flip) for flip in kept.flipped],
         "unscored": [dict(entry) for entry in kept.unscored],
+        "wrong": [dict(entry) for entry in kept.wrong],
         "unknown": [],  # an unknown id is wrong usage, and no gate.json is written
     }

@@ -136,7 +136,8 @@ def _lists(
     if limits.must_keep is None:
         return applied, None
     refuse_ids(limits.must_keep, comments, outcomes)
-    return applied, keep(limits.must_keep, wanted, outcomes, applied.waived)
+    graded = {name for name, task in report["tasks"].items() if task.get("continuous")}
+    return applied, keep(limits.must_keep, wanted, outcomes, applied.waived, graded)
 
 
 def _check_examples(report: Mapping[str, Any], folder: str, pair: str, outcomes: Outcomes) -> None:

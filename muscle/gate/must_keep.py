@@ -84,8 +84,17 @@ def refuse_ids(file: str, comments: Sequence[str], outcomes: Outcomes) -> None:
                 )
 
 
-def keep(file: str, wanted: list[Wanted], outcomes: Outcomes, waived: Collection[Example]) -> Kept:
+def keep(
+    file: str,
+    wanted: list[Wanted],
+    outcomes: Outcomes,
+    waived: Collection[Example],
+    graded: Collection[str] = (),
+) -> Kept:
     """What became of the listed examples; a flip in any seed is a flip.
+
+    Args:
+        graded: tasks whose scores are graded, where no answer is wrong.
 
     Raises:
         UserError: an id that no task has.
@@ -93,10 +102,15 @@ def keep(file: str, wanted: list[Wanted], outcomes: Outcomes, waived: Collection
     listed = sorted(frozenset().union(*outcomes.resolve(wanted, file)))
     flipped = [example for example in listed if example in outcomes.flipped]
     unscored = [e for e in listed if e in outcomes.unscored and e not in outcomes.flipped]
+    missing = set(unscored)
+    wrong = [
+        e for e in listed if e not in outcomes.right and e not in missing and e[0] not in graded
+    ]
     return Kept(
         file=file,
         ids=len(listed),
         counts=Counter(task for task, _ in listed),
         flipped=[{"task": t, "id": i, "waived": (t, i) in waived} for t, i in flipped],
         unscored=[{"task": t, "id": i} for t, i in unscored],
+        wrong=[{"task": t, "id": i} for t, i in wrong],
     )

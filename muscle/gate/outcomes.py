@@ -14,6 +14,8 @@ from muscle.storage import filesystem, join
 
 EXAMPLES = "examples.parquet"
 
+_RIGHT = ("both_right", "negative", "equal")
+
 Example = tuple[str, str]
 """A task and an id in it."""
 
@@ -25,6 +27,7 @@ Wanted = tuple[str | None, str]
 class Outcomes:
     """What became of some examples under one pair, in any of the seeds.
 
+    `right`: those that the first version has right in one of them, at least.
     `negative`: how many negative flips each task has, of all examples and seeds together.
     """
 
@@ -32,6 +35,7 @@ class Outcomes:
     flipped: frozenset[Example]
     unscored: frozenset[Example]
     negative: Mapping[str, int] = field(default_factory=dict)
+    right: frozenset[Example] = frozenset()
 
     def resolve(self, wanted: Sequence[Wanted], file: str) -> list[frozenset[Example]]:
         """The examples that each entry of a user's file names, at least one each.
@@ -95,5 +99,6 @@ def read_outcomes(folder: str, pair: str, ids: Iterable[str], need: str) -> Outc
         unscored=frozenset(
             e for e, o in zip(examples, said, strict=True) if o in (None, "unscored")
         ),
+        right=frozenset(e for e, o in zip(examples, said, strict=True) if o in _RIGHT),
         negative={str(row["values"]): int(row["counts"]) for row in flips.to_pylist()},
     )

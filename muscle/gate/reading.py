@@ -8,8 +8,8 @@ from typing import Any
 
 from muscle.errors import UserError
 from muscle.gate.limits import LimitName
+from muscle.report.build import SCHEMA
 from muscle.report.text import one_line
-
 
 AGAIN = "run `muscle compare` again"
 

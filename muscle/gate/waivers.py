@@ -69,13 +69,22 @@ def read_waivers(path: str) -> list[Waiver]:
         raw = yaml.load(read_text(path, "waivers"), yaml.BaseLoader)
     except yaml.YAMLError as error:
         raise UserError(f"waivers {path} is not YAML: {one_line(str(error), 200)}") from None
-    if raw in ("", None):
-        return []
+    if not raw:
+        raise UserError(f"waivers {path} lists no flip: write an entry, or leave it out")
     if not isinstance(raw, list):
         raise UserError(
             f"waivers {path} must be a list of entries: - {{id: …, reason: …, until: 2026-12-31}}"
         )
-    return [_waiver(entry, f"waivers {path}, entry {i}") for i, entry in enumerate(raw, 1)]
+    waivers = [_waiver(entry, f"waivers {path}, entry {i}") for i, entry in enumerate(raw, 1)]
+    seen: dict[tuple[str, str | None], int] = {}
+    for i, waiver in enumerate(waivers, 1):
+        first = seen.setdefault((waiver.id, waiver.task), i)
+        if first != i:
+            raise UserError(
+                f"waivers {path}, entry {i}: id {one_line(waiver.id, 80)!r} is waived a second "
+                f"time, first in entry {first}: remove one of them"
+            )
+    return waivers
 
 
 def _waiver(entry: Any, where: str) -> Waiver:

@@ -115,6 +115,20 @@ def too_few(n: int) -> str:
     return f"{count} too few to be judged (`muscle compare --min-slice` says how many it takes)"
 
 
+def nothing_right(before: str) -> str:
+    """Why no flips are no evidence where the first version has nothing to lose."""
+    return (
+        f"but {before} has no right answer, so nothing can flip (is it the right filter or metric?)"
+    )
+
+
+def already_wrong(ids: Sequence[str], n: int, before: str) -> str:
+    """The must-keep examples that can't flip."""
+    shown = ", ".join(one_line(i, 40) for i in ids[:3]) + (" …" if len(ids) > 3 else "")
+    were, it = ("was", "it protects") if len(ids) == 1 else ("were", "they protect")
+    return f"{len(ids)} of {n} {were} already wrong in {before} ({shown}): {it} nothing"
+
+
 def must_keep(task: str, n: int, flips: Sequence[str], waived: int, unscored: int) -> str:
     """The must-keep check of a task."""
     parts = [f"{len(flips)} of {n} flipped" if flips else f"none of {n} flipped"]

@@ -125,6 +125,15 @@ def _words(about: Mapping[str, Any], keys: tuple[str, ...]) -> str:
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
 
 
+def floor_difference(count: int) -> Difference:
+    """The note on examples that only the noise floor takes out of the comparison."""
+    are = "1 example is" if count == 1 else f"{count} examples are"
+    return Difference(
+        "examples that old's second seed has no score for",
+        note=f"{are} left out of all numbers because of it, though the versions have scores there",
+    )
+
+
 def prompt_difference(counts: Mapping[tuple[int, str], int], n: int, hashed: bool) -> Difference:
     """The note on examples that some versions were asked in other words.
 

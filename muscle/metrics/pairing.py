@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from muscle.errors import UserError
 from muscle.metrics.columns import Column, Order, equal_rows, in_order, whole
-from muscle.metrics.comparable import Difference, show
+from muscle.metrics.comparable import Difference, floor_difference, show
 from muscle.metrics.flips import (
     ROUNDING,
     BoolArray,
@@ -24,7 +24,7 @@ from muscle.metrics.flips import (
     ScoreCounts,
     count_flips,
 )
-from muscle.metrics.joining import align, check_rows
+from muscle.metrics.joining import Aligned, align, check_rows
 from muscle.side import Side, side_of
 from muscle.types import AGAIN, VERSIONS, Prediction, Version
 
@@ -290,12 +290,20 @@ def _names(sides: Sides) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _missed_by_floor(aligned: Aligned) -> int:
+    """Examples with a score everywhere but in the second old."""
+    known = [np.isfinite(s) for (_, name), s in aligned.scores.items() if name != AGAIN]
+    return int((np.all(known, axis=0) & ~aligned.scored).sum())
+
+
 def _join(sides: dict[SeedVersion, Side], common: bool) -> JoinedTask:
     """One task's sides."""
     first = next(iter(sides.values()))
     task = first.task
     aligned = align(task, sides, common)
     notes, other_prompts = check_rows(task, sides, aligned.orders, len(aligned.ids))
+    missed = _missed_by_floor(aligned)
+    notes += [floor_difference(missed)] if missed else []
     scores = {key: aligned.scores[key][aligned.scored] for key in sides}
     values = {float(v) for s in scores.values() for v in np.unique(s)[:3]}
     return JoinedTask(

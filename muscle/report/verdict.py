@@ -11,6 +11,7 @@ WORDS = {
     "fail": ("✖", "Fail"),
     "not enough evidence": ("?", "Not enough evidence"),
 }
+NOTHING_RIGHT = "old has no right answer, so nothing can flip: is it the right filter or metric?"
 READINGS = 4
 """Tasks whose result is said in words at the top; of more, those with the most flips."""
 LIMITS = {
@@ -143,6 +144,11 @@ def notes_view(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def nothing_right(task: Mapping[str, Any]) -> bool:
+    """Whether old has no right answer, so that no flip could be seen."""
+    return bool(task["n"] and not task.get("continuous") and task["versions"]["old"]["score"] == 0)
+
+
 def excluded_lines(task: Mapping[str, Any]) -> list[str]:
     """What was left out of the numbers, and what is doubtful in them, one line each."""
     lines = []
@@ -152,6 +158,8 @@ def excluded_lines(task: Mapping[str, Any]) -> list[str]:
         )
     if task.get("common_only"):
         lines.append(f"{_examples(task['common_only'])} not in all inputs and left out.")
+    if nothing_right(task):
+        lines.append(NOTHING_RIGHT[0].upper() + NOTHING_RIGHT[1:])
     said: dict[str, list[str]] = {}
     cut: dict[str, list[str]] = {}
     for version, found in (task.get("excluded") or {}).items():

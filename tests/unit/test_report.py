@@ -249,6 +249,11 @@ def test_readings():
     same = reading(task_of(scored(old=old, new=few, compat=few)))
     assert same.startswith("No evidence") and "no difference" in same
     assert "rouge1" in reading(task_of(make(continuous=True)))
+    task = task_of(scored(old=old, new=few))
+    for metric, name in (("correct", "accuracy"), ("acc_norm", "accuracy"), ("exact_match",) * 2):
+        assert f"; {name} −5.00 points" in reading({**task, "metric": metric})
+    graded = task_of(make(continuous=True))
+    assert "; acc_like " in reading({**graded, "metric": "acc_like"})
 
 
 # The page and the table
@@ -348,6 +353,8 @@ def test_text():
     assert markdown("o/r#12 # 1 gh-3 GH-x") == r"o/r\#<!-- -->12 \# 1 gh-<!-- -->3 GH-x"
     assert markdown("<!-- -->@") == r"&lt;\!-- --&gt;\@"
     assert markdown("www.x http://y") == r"www\.x http\://y"
+    assert markdown("now :smile: :+1:") == r"now \:smile: \:+1:"
+    assert markdown("metric: acc, sha256:ab12") == "metric: acc, sha256:ab12"
 
 
 def test_refusals_pass_through():
