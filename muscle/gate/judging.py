@@ -181,7 +181,7 @@ def recompute(
         slices = list(made["slices"])
         if pieces:
             # A column that nobody named may be in quartiles where a named one has its values.
-            slices += slice_blocks(without_flips(joined[name], allowed), None, least)[0]
+            slices += slice_blocks(without_flips(joined[name], allowed), None, least).blocks
         tasks[name] = {
             **task,
             "pairs": made["pairs"],

@@ -1,6 +1,5 @@
 """The slices that a gate was asked for: those in the report, and those too small to be in it."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +14,6 @@ from muscle.gate.outcomes import EXAMPLES
 from muscle.gate.reading import AGAIN
 from muscle.report.text import one_line
 from muscle.storage import exists, filesystem, join
-
-# As `muscle.metrics.slices` says it of a column, and of a pool of rare values.
-_LEFT_OUT = re.compile(r"(\d+) values? of (.+?) with fewer than (\d+) examples", re.DOTALL)
-_POOL = re.compile(r"\d+ values with fewer than (\d+) examples each")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +78,14 @@ def rare_slices(
 
 def _left_out(task: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     """Columns with values in no slice: how many values, and what each would have needed."""
-    found = _LEFT_OUT.findall(task.get("slices_note") or "")
-    return {column: (int(count), int(least)) for count, column, least in found}
+    rare = (task.get("slices_rare") or {}).items()
+    return {c: (int(r["values"]), int(r["least"])) for c, r in rare if not r["pooled"]}
 
 
 def _pooled(task: Mapping[str, Any]) -> dict[str, int]:
     """Columns with a pool of rare values, and what each of them would have needed."""
-    pieces = [p for p in task.get("slices") or [] if p.get("small")]
-    pools = {str(p["column"]): _POOL.fullmatch(str(p["value"])) for p in pieces}
-    return {column: int(match.group(1)) for column, match in pools.items() if match}
+    rare = (task.get("slices_rare") or {}).items()
+    return {column: int(r["least"]) for column, r in rare if r["pooled"]}
 
 
 def _labels(task: Mapping[str, Any], column: str) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """Flips by slice: where an update hurts, with corrected p and no slice too small to say."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,10 +17,21 @@ from muscle.metrics.slice_columns import SliceColumn, slice_columns
 Block = dict[str, Any]
 
 
-def slice_blocks(
-    task: JoinedTask, columns: Sequence[str] | None, min_n: int
-) -> tuple[list[Block], str | None]:
-    """Flips of every slice of a task, and a sentence on what was left out (or None).
+class Sliced(NamedTuple):
+    """The slices of a task.
+
+    note  a sentence on what was left out, or None
+    rare  column -> {"values": how many have fewer examples than "least", "pooled": whether
+          they are together a slice}
+    """
+
+    blocks: list[Block]
+    note: str | None
+    rare: dict[str, Block]
+
+
+def slice_blocks(task: JoinedTask, columns: Sequence[str] | None, min_n: int) -> Sliced:
+    """Flips of every slice of a task, and what was left out.
 
     A slice is the examples with one value of a column (see `slice_columns.slice_columns`).
     Values with fewer than `min_n` examples are pooled; a pool still smaller is left out.
@@ -45,36 +56,37 @@ def slice_blocks(
     found, notes = slice_columns(task, columns)
     slices = _Slices(task)
     blocks: list[Block] = []
+    rare: dict[str, Block] = {}
     for column in found:
-        kept, pooled, note = _pool(column, min_n)
+        kept, count, pooled = _pool(column, min_n)
         blocks += slices.blocks(kept, pooled)
-        notes += note
+        if count:
+            rare[column.name] = {"values": count, "least": min_n, "pooled": pooled}
+        if count and not pooled:
+            values = "1 value" if count == 1 else f"{count} values"
+            notes.append(f"{values} of {column.name} with fewer than {min_n} examples")
     tests = [pair for block in blocks for pair in block["pairs"].values()]
     reductions = [b["reduction"] for b in blocks if b["reduction"] is not None]
     for group in (tests, reductions):
         for test, p in zip(group, holm([t["p"] for t in group]), strict=True):
             test["p_holm"] = p
-    return blocks, f"Left out: {'; '.join(notes)}." if notes else None
+    return Sliced(blocks, f"Left out: {'; '.join(notes)}." if notes else None, rare)
 
 
-def _pool(column: SliceColumn, min_n: int) -> tuple[SliceColumn, bool, list[str]]:
-    """The column without values of fewer than min_n examples: together they are its last one
-    (then True), or left out (then with a note)."""
+def _pool(column: SliceColumn, min_n: int) -> tuple[SliceColumn, int, bool]:
+    """The column without values of fewer than min_n examples, and how many those are:
+    together they are its last one (then True), or left out."""
     counts = np.bincount(column.codes + 1, minlength=len(column.labels) + 1)[1:]
     large = np.flatnonzero(counts >= min_n)
     rare = np.flatnonzero((counts < min_n) & (counts > 0))
     places = np.full(len(counts) + 1, -1, dtype=np.int64)
     places[large] = np.arange(len(large))
     labels = [column.labels[i] for i in large.tolist()]
-    notes = []
     pooled = len(rare) > 1 and int(counts[rare].sum()) >= min_n
     if pooled:
         places[rare] = len(large)
         labels.append(f"{len(rare)} values with fewer than {min_n} examples each")
-    elif len(rare):
-        values = "1 value" if len(rare) == 1 else f"{len(rare)} values"
-        notes = [f"{values} of {column.name} with fewer than {min_n} examples"]
-    return SliceColumn(column.name, places[column.codes], labels), pooled, notes
+    return SliceColumn(column.name, places[column.codes], labels), len(rare), pooled
 
 
 class _Slices:

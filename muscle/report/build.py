@@ -8,7 +8,7 @@ from muscle.metrics.excluded import chance_score, excluded_block
 from muscle.metrics.groups import group_blocks
 from muscle.metrics.intervals import DRAWS, SEED
 from muscle.metrics.pairing import JoinedTask, Predictions, join_predictions, without_flips
-from muscle.metrics.slices import slice_blocks
+from muscle.metrics.slices import Sliced, slice_blocks
 from muscle.metrics.ties import near_tie_block
 from muscle.report.floor import floor_block
 from muscle.report.pairs import pair_block, reduction_block, version_block
@@ -119,7 +119,9 @@ def _task(task: JoinedTask, options: ReportOptions) -> dict[str, Any]:
     by_seed = {str(s): together if one else _block(sums, (s,)) for s in task.seeds}
     hidden = options.text == "none"
     columns = slices_without_texts(options.slices) if hidden else options.slices
-    slices, note = slice_blocks(task, columns, options.min_slice) if task.n else ([], None)
+    sliced = Sliced([], None, {})
+    if task.n:
+        sliced = slice_blocks(task, columns, options.min_slice)
     block = {
         "n": task.n,
         "unscored": task.unscored,
@@ -132,8 +134,9 @@ def _task(task: JoinedTask, options: ReportOptions) -> dict[str, Any]:
         "chance": {"score": chance_score(task)},
         **together,
         "by_seed": by_seed,
-        "slices": slices,
-        "slices_note": note,
+        "slices": sliced.blocks,
+        "slices_note": sliced.note,
+        "slices_rare": sliced.rare,
     }
     return without_texts(block) if hidden else block
 

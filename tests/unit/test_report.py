@@ -103,7 +103,7 @@ def test_layout(continuous, seeds):
     assert list(report) == ["schema", "provenance", "text", "tasks", "groups"]
     assert report["schema"] == "muscle.report/2" and report["provenance"] == {"x": 1}
     task = report["tasks"]["t"]
-    assert list(task) == [*HEAD, *BLOCK, "by_seed", "slices", "slices_note"]
+    assert list(task) == [*HEAD, *BLOCK, "by_seed", "slices", "slices_note", "slices_rare"]
     assert task["noise_floor"] is None and list(task["by_seed"]) == [str(s) for s in seeds]
     counts = [*FIVE, "equal"] if continuous else FIVE
     for block in (task, *task["by_seed"].values()):

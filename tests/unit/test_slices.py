@@ -160,7 +160,7 @@ def random_task(n=600, seeds=1, continuous=False):
 @pytest.mark.parametrize("continuous", [False, True])
 def test_blocks_against_a_loop(continuous):
     task, fields = random_task(continuous=continuous)
-    blocks, note = slice_blocks(task, ("subject",), 50)
+    blocks, note, _ = slice_blocks(task, ("subject",), 50)
     assert note is None and [b["value"] for b in blocks] == ["a", "b", "c"]
     scores = {v: task.scores[0, v] for v in task.versions}
     for block in blocks:
@@ -202,7 +202,7 @@ def test_blocks_against_a_loop(continuous):
 
 def test_several_seeds_are_means_without_counts_and_p():
     task, fields = random_task(seeds=3)
-    blocks, _ = slice_blocks(task, ("subject",), 50)
+    blocks, _, _ = slice_blocks(task, ("subject",), 50)
     here = np.array([f["subject"] == "b" for f in fields])
     worse = [(task.scores[s, "new"] < task.scores[s, "old"])[here] for s in range(3)]
     pair = blocks[1]["pairs"]["old->new"]
@@ -220,7 +220,7 @@ def test_a_planted_regression_is_found_and_noise_is_not():
     old = np.ones(4000)
     new = (rng.random(4000) > np.where(np.array(subjects) == "s3", 0.15, 0.05)).astype(float)
     task = scored({"old": old, "new": new}, fields=[{"subject": s} for s in subjects])
-    blocks, _ = slice_blocks(task, None, 50)
+    blocks, _, _ = slice_blocks(task, None, 50)
     found = [b["value"] for b in blocks if b["pairs"]["old->new"]["p_holm"] < 0.05]
     assert found == ["s3"] and all(b["reduction"] is None for b in blocks)
 
@@ -248,13 +248,15 @@ def test_holm_keeps_the_level_over_slices_of_noise():
 def test_small_values_are_pooled_or_left_out_and_said():
     values = ["a"] * 80 + ["b"] * 30 + ["c"] * 29 + ["d"] * 1
     task = scored({"old": [1] * 140, "new": [1] * 140}, fields=[{"k": v} for v in values])
-    blocks, note = slice_blocks(task, ("k",), 50)
+    blocks, note, rare = slice_blocks(task, ("k",), 50)
+    assert rare == {"k": {"values": 3, "least": 50, "pooled": True}}
     assert [(b["value"], b["n"], b["small"]) for b in blocks] == [
         ("a", 80, False),
         ("3 values with fewer than 50 examples each", 60, True),
     ]
     assert note is None
-    blocks, note = slice_blocks(task, ("k",), 70)
+    blocks, note, rare = slice_blocks(task, ("k",), 70)
+    assert rare == {"k": {"values": 3, "least": 70, "pooled": False}}
     assert [b["value"] for b in blocks] == ["a"]
     assert note == "Left out: 3 values of k with fewer than 70 examples."
     assert blocks[0]["pairs"]["old->new"]["p"] == 1  # no flip anywhere
@@ -262,7 +264,7 @@ def test_small_values_are_pooled_or_left_out_and_said():
 
 def test_a_slice_that_is_the_task_has_nothing_to_be_held_against():
     task = scored({"old": [1] * 60, "new": [0, *[1] * 59]}, fields={"k": "a"})
-    (block,), _ = slice_blocks(task, ("k",), 50)
+    (block,), _, _ = slice_blocks(task, ("k",), 50)
     assert block["pairs"]["old->new"]["p"] is block["pairs"]["old->new"]["p_holm"] is None
     assert slice_blocks(task, None, 50)[0] == []
 
@@ -350,6 +352,7 @@ def test_named_columns_that_cannot_be():
     assert slice_blocks(task, ("nope",), 50) == (
         [],
         "Left out: nope (this task has no such column).",
+        {},
     )
     with pytest.raises(UserError, match="no column 'nope' to slice by; there are: 'few', 'text'"):
         check_columns([task], ("few", "nope"))
