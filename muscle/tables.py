@@ -261,7 +261,8 @@ def about_of(schema: pa.Schema) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _line(error: Exception) -> str:
+def reason_line(error: Exception) -> str:
+    """What another library says is wrong, for the end of a message of ours."""
     return " ".join(str(error).split())[:200]
 
 
@@ -290,11 +291,11 @@ def _open(path: str | Path) -> Iterator[pq.ParquetFile]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file") from error
     except pa.ArrowException as error:
-        raise UserError(f"{path}: is not a whole Parquet file: {_line(error)}") from error
+        raise UserError(f"{path}: is not a whole Parquet file: {reason_line(error)}") from error
     except OSError as error:
         # Arrow reports damaged pages as OSErrors without a number.
         what = "can't be read" if error.errno else "is not a whole Parquet file"
-        raise UserError(f"{path}: {what}: {_line(error)}") from error
+        raise UserError(f"{path}: {what}: {reason_line(error)}") from error
 
 
 def _rows(path: str | Path, table: pa.Table, schema: pa.Schema) -> list[Row]:
@@ -304,7 +305,7 @@ def _rows(path: str | Path, table: pa.Table, schema: pa.Schema) -> list[Row]:
     try:
         rows: list[Row] = table.select(schema.names).cast(schema).to_pylist()
     except pa.ArrowException as error:
-        raise UserError(f"{path}: holds values that don't fit: {_line(error)}") from error
+        raise UserError(f"{path}: holds values that don't fit: {reason_line(error)}") from error
     return rows
 
 

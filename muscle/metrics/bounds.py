@@ -101,7 +101,7 @@ def rate_bounds(indicators: Sequence[BoolArray], confidence: float = BOUND) -> I
     """
     if len(indicators) == 1:
         return clopper_pearson(int(indicators[0].sum()), len(indicators[0]), confidence)
-    return MeanBounds(_over_seeds(indicators), 0.0, 1.0).at(confidence)
+    return MeanBounds(over_seeds(indicators), 0.0, 1.0).at(confidence)
 
 
 def difference_bounds(first: Sequence[BoolArray], second: Sequence[BoolArray]) -> MeanBounds:
@@ -110,13 +110,19 @@ def difference_bounds(first: Sequence[BoolArray], second: Sequence[BoolArray]) -
     Args:
         first, second: for each seed [n].
     """
-    return MeanBounds(_over_seeds(first) - _over_seeds(second), -1.0, 1.0)
+    return MeanBounds(over_seeds(first) - over_seeds(second), -1.0, 1.0)
 
 
-def _over_seeds(indicators: Sequence[BoolArray]) -> FloatArray:
-    """For each example the mean over seeds, [n]."""
-    total: FloatArray = np.mean(np.stack(indicators), axis=0, dtype=np.float64)
-    return total
+def over_seeds(values: Sequence[BoolArray] | Sequence[FloatArray]) -> FloatArray:
+    """Each example's mean over seeds, [n].
+
+    Args:
+        values: for each seed [n].
+    """
+    total = values[0].astype(np.float64)
+    for value in values[1:]:
+        total += value
+    return total / len(values) if len(values) > 1 else total
 
 
 def relative_nfr_bounds(

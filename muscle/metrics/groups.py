@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from muscle.metrics.bounds import over_seeds
+from muscle.metrics.intervals import as_list
 from muscle.metrics.pairing import JoinedTask, Pair
-from muscle.metrics.parts import as_list, over_seeds, part_of, share
+from muscle.metrics.parts import part_of, share
 
 ALL = "(all tasks)"
 _RATES = ("nfr", "pfr", "gain")

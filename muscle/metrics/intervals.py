@@ -18,7 +18,6 @@ CONFIDENCE = 0.95
 DRAWS = 10_000
 SEED = 20240712  # the day MUSCLE was published; any fixed number would do
 MAX_UNDEFINED = 0.01
-_EXACT = 2000  # discordant examples up to which McNemar's p is summed in whole numbers
 _CHUNK = 1 << 20  # resampled weights held at once, so that memory stays at some MB
 _PICKS = 1 << 17  # examples drawn at once: what stays in the processor's cache
 _KEYS = 1 << 62  # room of a row's whole number
@@ -32,6 +31,11 @@ class Interval(NamedTuple):
 
     low: float
     high: float
+
+
+def as_list(interval: Interval | None) -> list[float] | None:
+    """An interval as report.json has it."""
+    return None if interval is None else [interval.low, interval.high]
 
 
 class McNemar(NamedTuple):
@@ -87,21 +91,13 @@ def mcnemar_exact(first: ArrayLike, second: ArrayLike) -> McNemar:
     if a.shape != b.shape:
         raise ValueError("the two indicators must have the same shape")
     only_first, only_second = int((a & ~b).sum()), int((~a & b).sum())
-    discordant, smaller = only_first + only_second, min(only_first, only_second)
-    p = 2 * (_half_tail(smaller, discordant) if smaller < discordant else 1.0)
-    return McNemar(only_first, only_second, min(1.0, p))
+    return McNemar(only_first, only_second, mcnemar_p(only_first, only_second))
 
 
-def _half_tail(k: int, m: int) -> float:
-    """P(X <= k) for X ~ Binomial(m, 1/2): in whole numbers, which are long ones beyond some
-    thousands, then by the incomplete beta function."""
-    if m > _EXACT:
-        return binomial_half_tail(k, m)
-    term = tail = 1  # C(m, i) and its running sum
-    for i in range(k):
-        term = term * (m - i) // (i + 1)
-        tail += term
-    return tail / 2**m
+def mcnemar_p(only_first: int, only_second: int) -> float:
+    """The two-sided p of `mcnemar_exact`, from its discordant counts."""
+    smaller, discordant = min(only_first, only_second), only_first + only_second
+    return min(1.0, 2 * binomial_half_tail(smaller, discordant)) if discordant else 1.0
 
 
 def bootstrap_sums(

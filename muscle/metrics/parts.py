@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from muscle.metrics.bounds import BOUND, MeanBounds, rate_bounds
+from muscle.metrics.bounds import BOUND, MeanBounds, over_seeds, rate_bounds
 from muscle.metrics.flips import BoolArray, FloatArray
-from muscle.metrics.intervals import CONFIDENCE, Interval
+from muscle.metrics.intervals import CONFIDENCE, Interval, as_list
 from muscle.metrics.pairing import JoinedTask, Pair
 from muscle.metrics.proportions import change_interval, mean_interval, share_interval
 
@@ -84,19 +84,6 @@ def part_of(tasks: Sequence[JoinedTask], pair: Pair) -> Part:
     )
 
 
-def over_seeds(values: Sequence[BoolArray] | Sequence[FloatArray]) -> FloatArray:
-    """Each example's mean over seeds, [m]."""
-    total = values[0].astype(np.float64)
-    for value in values[1:]:
-        total += value
-    return total / len(values) if len(values) > 1 else total
-
-
 def share(values: FloatArray, seeds: int) -> Interval | None:
     """`share_interval` of examples' means over seeds."""
     return share_interval(float(values.sum()), float(values @ values), len(values), seeds)
-
-
-def as_list(interval: Interval | None) -> list[float] | None:
-    """An interval as report.json has it."""
-    return None if interval is None else [interval.low, interval.high]

@@ -9,7 +9,6 @@ from statistics import NormalDist
 
 import numpy as np
 
-from muscle.metrics.beta import binomial_half_tail
 from muscle.metrics.flips import FloatArray
 from muscle.metrics.intervals import CONFIDENCE, Interval, wilson
 
@@ -47,12 +46,6 @@ def fisher_exact(inside: int, size: int, total: int, n: int) -> float:
     return float(min(1.0, weights[weights <= weights[inside - low] * (1 + _TIE)].sum()))
 
 
-def mcnemar_p(only_first: int, only_second: int) -> float:
-    """The exact two-sided p of `intervals.mcnemar_exact`, from its discordant counts."""
-    smaller, discordant = min(only_first, only_second), only_first + only_second
-    return min(1.0, 2 * binomial_half_tail(smaller, discordant)) if discordant else 1.0
-
-
 def share_interval(
     total: float, squares: float, n: int, seeds: int = 1, confidence: float = CONFIDENCE
 ) -> Interval | None:
@@ -61,6 +54,9 @@ def share_interval(
     Wilson's. For several seeds with the number of examples that a 0/1 indicator of the
     same mean would need for the same variance (the effective size of Korn and Graubard
     1998), between n (all seeds agree) and n times the seeds (they have nothing in common).
+    So with several seeds a slice that is the whole task has a slightly other interval than
+    the task itself, which the paired bootstrap gives (`report.pairs.rate_interval`): that
+    takes thousands of draws, and hundreds of slices have the sums alone.
 
     Args:
         total: the sum of the values.

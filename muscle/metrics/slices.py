@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from muscle.metrics.bounds import over_seeds
 from muscle.metrics.choices import Integers
+from muscle.metrics.intervals import as_list, mcnemar_p
 from muscle.metrics.multiple import holm
 from muscle.metrics.pairing import JoinedTask, Pair
-from muscle.metrics.parts import Part, as_list, over_seeds, part_of
-from muscle.metrics.proportions import change_interval, fisher_exact, mcnemar_p
+from muscle.metrics.parts import Part, part_of
+from muscle.metrics.proportions import change_interval, fisher_exact
 from muscle.metrics.slice_columns import SliceColumn, slice_columns
 
 Block = dict[str, Any]

@@ -14,9 +14,10 @@ from muscle.metrics.columns import whole
 from muscle.metrics.comparable import Difference
 from muscle.metrics.flips import BoolArray
 from muscle.metrics.pairing import JoinedTask, SeedVersion
+from muscle.report.example_rows import open_examples
 from muscle.report.example_table import OF_EXAMPLE, OF_VERSION, ROWS, SCHEMA, outcome_pairs
 from muscle.side import Side
-from muscle.storage import filesystem
+from muscle.tables import reason_line
 
 _FROM = {column: end for end, (_, column) in OF_VERSION.items()}
 
@@ -50,14 +51,11 @@ def read_example_table(path: str) -> dict[str, JoinedTask]:
 
 
 def _read(path: str, what: Callable[[pq.ParquetFile], Any]) -> Any:
-    files, inside = filesystem(path)
     try:
-        with files.open(inside, "rb") as file:
-            return what(pq.ParquetFile(file))
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file; compare again") from None
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        with open_examples(path) as file:
+            return what(file)
+    except (KeyError, ValueError) as error:
+        reason = reason_line(error)
         raise UserError(f"{path}: is not a whole table of examples of ours: {reason}") from None
 
 

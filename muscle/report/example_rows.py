@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from muscle.errors import UserError
 from muscle.metrics.flips import BoolArray
 from muscle.storage import filesystem
+from muscle.tables import reason_line
 
 OUTCOMES = (
     "both_right",
@@ -52,8 +53,7 @@ def open_examples(path: str) -> Iterator[pq.ParquetFile]:
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file; write it with muscle compare") from None
     except (pa.ArrowException, OSError) as error:  # damaged pages are OSErrors
-        line = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: is not a whole Parquet file: {line}") from None
+        raise UserError(f"{path}: is not a whole Parquet file: {reason_line(error)}") from None
 
 
 def is_flip(table: pa.Table | pa.RecordBatch) -> BoolArray:
@@ -99,20 +99,30 @@ def pick_flips(path: str, limit: int = 5) -> dict[str, list[dict[str, Any]]]:
             first = pc.min(light["seed"].filter(pa.array(here))).as_py()
             where = np.flatnonzero(here & _is(light["seed"], first) & negative)
             places += where[np.argsort(keys[where], kind="stable")[:limit]].tolist()
-        found = dict(zip(sorted(places), _rows_at(file, np.sort(places)), strict=True))
+        found = dict(zip(sorted(places), rows_at(file, np.sort(places)), strict=True))
     flips: dict[str, list[dict[str, Any]]] = {}
     for place in places:
         flips.setdefault(found[place]["task"], []).append(found[place])
     return flips
 
 
-def _rows_at(file: pq.ParquetFile, places: np.ndarray) -> list[dict[str, Any]]:
-    """Some rows of the file, in its order."""
-    rows: list[dict[str, Any]] = []
+def rows_at(file: pq.ParquetFile, places: np.ndarray) -> Iterator[dict[str, Any]]:
+    """Some rows of the file, in its order; row groups that hold none of them stay unread.
+
+    Args:
+        places: the rows' numbers, ascending.
+    """
+    sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+    ends = np.cumsum(sizes, dtype=np.int64)
+    groups, counts = np.unique(np.searchsorted(ends, places, side="right"), return_counts=True)
+    if not len(groups):
+        return
+    # Where each row stands among the rows of those groups alone.
+    read = np.array(sizes, dtype=np.int64)[groups]
+    places = places - np.repeat(ends[groups] - np.cumsum(read), counts)
     start = 0
-    for batch in file.iter_batches(batch_size=BATCH):
-        here = places[(places >= start) & (places < start + batch.num_rows)] - start
-        if len(here):
-            rows += batch.take(pa.array(here)).to_pylist()
+    for batch in file.iter_batches(batch_size=BATCH, row_groups=groups.tolist()):
+        low, high = np.searchsorted(places, [start, start + batch.num_rows])
+        if high > low:
+            yield from batch.take(pa.array(places[low:high] - start)).to_pylist()
         start += batch.num_rows
-    return rows

@@ -25,16 +25,13 @@ from muscle.metrics.columns import Order, equal_rows, whole
 from muscle.metrics.flips import FloatArray
 from muscle.metrics.pairing import FLOOR, AnyPair, JoinedTask
 from muscle.metrics.ties import near_ties_of
+from muscle.report.example_rows import OUTCOMES
 from muscle.storage import filesystem, is_remote, storage_error
 
 SCHEMA = "muscle.examples/1"
 ROWS = 1 << 15
 """Rows of a row group."""
 
-OUTCOMES = (
-    "unscored", "both_right", "negative", "positive", "both_wrong_same", "both_wrong_different",
-    "both_wrong", "equal",
-)  # fmt: skip
 _CODES = {name: code for code, name in enumerate(OUTCOMES)}
 
 _TEXT = pa.string()

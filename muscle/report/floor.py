@@ -3,10 +3,10 @@
 from typing import Any
 
 from muscle.metrics.bounds import difference_bounds
-from muscle.metrics.intervals import CONFIDENCE, mcnemar_exact
+from muscle.metrics.intervals import CONFIDENCE, as_list, mcnemar_exact
 from muscle.metrics.pairing import FLOOR, Pair
 from muscle.report.pairs import proportion, rate_interval
-from muscle.report.sums import Seeds, TaskSums, bounds, number
+from muscle.report.sums import Seeds, TaskSums, number
 
 RATES_SHOWN = ("nfr", "pfr", "relative_nfr")
 
@@ -39,7 +39,7 @@ def floor_block(sums: TaskSums, seeds: Seeds) -> dict[str, Any] | None:
                 name: rate_interval(sums, seeds, FLOOR, name, array)
                 for name, array in values.items()
             },
-            "score": bounds(proportion(sums, seeds, FLOOR[1])),
+            "score": as_list(proportion(sums, seeds, FLOOR[1])),
         },
         "excess": {
             f"{pair[0]}->{pair[1]}": _excess(sums, seeds, pair)
@@ -56,7 +56,7 @@ def _excess(sums: TaskSums, seeds: Seeds, pair: Pair) -> dict[str, Any]:
     p = mcnemar_exact(update[0], floor[0]).p if len(seeds) == 1 and sums.task.n else None
     return {
         "nfr": number(value),
-        "ci95": {"nfr": bounds(difference.at(CONFIDENCE))},
-        "bounds95": {"nfr": bounds(difference.at())},
+        "ci95": {"nfr": as_list(difference.at(CONFIDENCE))},
+        "bounds95": {"nfr": as_list(difference.at())},
         "p": p,
     }

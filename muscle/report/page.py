@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from muscle.errors import UserError
 from muscle.report import view
+from muscle.report.build import SCHEMA
 from muscle.report.example_rows import pick_flips
 from muscle.report.examples import FlipExample
 from muscle.report.private import without_instructions
@@ -17,7 +18,6 @@ from muscle.storage import exists, join, read_json, sha256, write_bytes
 if TYPE_CHECKING:
     import jinja2
 
-SCHEMA = "muscle.report/2"
 TEMPLATE = "report.md.j2"
 SIGNIFICANT = 0.05
 

@@ -18,13 +18,14 @@ from muscle.metrics.histogram import histogram
 from muscle.metrics.intervals import (
     CONFIDENCE,
     Interval,
+    as_list,
     mcnemar_exact,
     percentile_interval,
     wilson,
 )
 from muscle.metrics.pairing import AnyPair, JoinedTask, Pair
 from muscle.metrics.replaced import replaced
-from muscle.report.sums import Seeds, TaskSums, bounds, mean_over, number
+from muscle.report.sums import Seeds, TaskSums, mean_over, number
 from muscle.types import Version
 
 COUNTS = ("both_right", "negative", "positive", "both_wrong_same", "both_wrong_different")
@@ -39,8 +40,8 @@ def version_block(sums: TaskSums, seeds: Seeds, version: Version) -> dict[str, A
         one_sided = clopper_pearson(sums.column(seeds[0], version)[0], sums.task.n)
     return {
         "score": number(sums.scores(seeds, version)[0]),
-        "ci95": bounds(proportion(sums, seeds, version)),
-        "bounds95": bounds(one_sided),
+        "ci95": as_list(proportion(sums, seeds, version)),
+        "bounds95": as_list(one_sided),
     }
 
 
@@ -70,14 +71,18 @@ def rate_interval(
     sums: TaskSums, seeds: Seeds, pair: AnyPair, name: str, values: FloatArray
 ) -> list[float] | None:
     """The 95 % interval of one of `RATES`: Wilson's where it is k of m examples (for several
-    seeds see `_proportion`), else the percentile bootstrap."""
+    seeds see `_proportion`), else the percentile bootstrap.
+
+    With several seeds a slice's interval differs slightly from a task's of the same rate:
+    slices take `proportions.share_interval`, which needs sums alone and no draws.
+    """
     if np.isnan(values[0]):
         return None
     known = _proportions(sums.pair(seeds[0], pair)) if len(seeds) == 1 else {}
     if name in known or name in ("nfr", "pfr", "nfr_mc"):
         successes, trials = known.get(name, (None, 0.0))
-        return bounds(_proportion(values, sums.task.n, successes, trials))
-    return bounds(percentile_interval(values[1:]))
+        return as_list(_proportion(values, sums.task.n, successes, trials))
+    return as_list(percentile_interval(values[1:]))
 
 
 def _proportions(s: PairSums) -> dict[str, tuple[float, float]]:
@@ -113,14 +118,14 @@ def pair_block(sums: TaskSums, seeds: Seeds, pair: Pair) -> dict[str, Any]:
         "histogram": histogram(task, seeds, pair) if task.n else None,
         "ci95": {
             **{name: rate_interval(sums, seeds, pair, name, a) for name, a in values.items()},
-            "capa": bounds(capa[1]),
-            "gain": bounds(gain.at(CONFIDENCE)),
+            "capa": as_list(capa[1]),
+            "gain": as_list(gain.at(CONFIDENCE)),
         },
         "bounds95": {
-            "nfr": bounds(rate_bounds(sums.worse(seeds, pair))),
-            "pfr": bounds(rate_bounds(sums.better(seeds, pair))),
-            "relative_nfr": bounds(_relative_bounds(sums, seeds, pair, values["relative_nfr"])),
-            "gain": bounds(gain.at()),
+            "nfr": as_list(rate_bounds(sums.worse(seeds, pair))),
+            "pfr": as_list(rate_bounds(sums.better(seeds, pair))),
+            "relative_nfr": as_list(_relative_bounds(sums, seeds, pair, values["relative_nfr"])),
+            "gain": as_list(gain.at()),
         },
     }
 
@@ -190,9 +195,9 @@ def reduction_block(sums: TaskSums, seeds: Seeds) -> dict[str, Any] | None:
         "ci95": {
             name: None
             if np.isnan(arrays[name][0])
-            else bounds(percentile_interval(arrays[name][1:]))
+            else as_list(percentile_interval(arrays[name][1:]))
             for name in REDUCTIONS
         },
-        "bounds95": {"nfr": bounds(difference_bounds(compat, new).at())},
+        "bounds95": {"nfr": as_list(difference_bounds(compat, new).at())},
         "p": mcnemar_exact(new[0], compat[0]).p if one else None,
     }

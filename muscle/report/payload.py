@@ -9,24 +9,25 @@ become Python objects, a batch at a time.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from muscle.errors import UserError
 from muscle.metrics.flips import BoolArray
 from muscle.report.example_rows import (
-    BATCH,
     OUTCOMES,
     PAIRS,
     SIDES,
     id_keys,
     is_flip,
     open_examples,
+    rows_at,
 )
 
 ROW = (
@@ -41,6 +42,8 @@ OTHERS = 5_000
 """How many examples that are no flips the page carries at most."""
 LONG = 4_000
 """Characters of one text that the page carries; the rest stands in examples.parquet."""
+SAMPLE = 500
+"""Examples that tell how large one is, and how many more than that are tried."""
 # "<!--", "</script" and the two separators that end a line of JavaScript.
 _SAFE = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})
 
@@ -116,27 +119,31 @@ def make_payload(path: str, report: dict[str, Any], room: int, others: int = OTH
             "changes": _changes(light, pairs),
             "tasks": sorted(report["tasks"]),
         }
-        flips, keys = is_flip(light), id_keys(light["id"])
-        chosen = flips | _first(~flips, keys, others)
-        fields = Fields()
-        packer = Packer(list(head["tasks"]), list(head["sides"]), pairs, fields)
-        size = len(safe_json(head).encode()) + 64
-        packed = _pack(file, packer, chosen, flips, keys, room - size)
-        # The values of slices stand in the head, so their room is known only now.
-        packed = _fit(packed, room - size - len(safe_json(fields.table()).encode()))
-    rows = [packed[i].text for i in sorted(packed)]
-    shown = np.zeros(len(keys), dtype=np.bool_)
-    shown[np.array(list(packed), dtype=np.int64)] = True
-    head |= {
-        "fields": fields.table(),
-        "shown": {
-            "flips": int((shown & flips).sum()),
-            "all_flips": int(flips.sum()),
-            "others": int((shown & ~flips).sum()),
-            "all_others": int((~flips).sum()),
-        },
+        flips = is_flip(light)
+        ranked = _ranked(flips, id_keys(light["id"]), others)
+        n_rows, n_flips = len(flips), int(flips.sum())
+        del light, flips  # the texts that follow want the memory
+        packer = Packer(list(head["tasks"]), list(head["sides"]), pairs, Fields())
+        # As large as it can get but for the fields, and the brackets around the rows.
+        head |= {"fields": [], "shown": _shown(n_rows, n_rows, n_flips)}
+        room -= len(safe_json(head).encode()) + 8
+        texts = _pack(file, packer, ranked, room)
+    # The values of slices stand in the head, so their room is known only now.
+    head["fields"] = packer.fields.table()
+    texts = texts[: _fitting(texts, room - len(safe_json(head["fields"]).encode()))]
+    shown_flips = min(len(texts), n_flips)
+    head["shown"] = _shown(len(texts) - shown_flips, n_rows, n_flips, shown_flips)
+    return Payload(head, [texts[i] for i in np.argsort(ranked[: len(texts)])])
+
+
+def _shown(others: int, n: int, n_flips: int, flips: int | None = None) -> dict[str, int]:
+    """How many examples are shown, and of how many; all flips unless `flips` says less."""
+    return {
+        "flips": n_flips if flips is None else flips,
+        "all_flips": n_flips,
+        "others": others,
+        "all_others": n - n_flips,
     }
-    return Payload(head, rows)
 
 
 def _check(path: str, light: pa.Table, report: dict[str, Any]) -> None:
@@ -180,12 +187,16 @@ def _changes(light: pa.Table, pairs: list[str]) -> list[list[Any]]:
     return [[*key, *cells] for key, cells in sorted(counts.items())]
 
 
-def _first(mask: BoolArray, keys: np.ndarray, n: int) -> BoolArray:
-    """The n of `mask` with the lowest keys."""
-    where = np.flatnonzero(mask)
-    out = np.zeros(len(mask), dtype=np.bool_)
-    out[where[np.argsort(keys[where], kind="stable")[:n]]] = True
-    return out
+def _ranked(flips: BoolArray, keys: np.ndarray, others: int) -> NDArray[np.int64]:
+    """The rows to show, the first one first: all flips, then some others, each kind by its
+    keys."""
+    first, second = np.flatnonzero(flips), np.flatnonzero(~flips)
+    return np.concatenate(
+        [
+            first[np.argsort(keys[first], kind="stable")],
+            second[np.argsort(keys[second], kind="stable")[:others]],
+        ]
+    )
 
 
 class Fields:
@@ -274,62 +285,45 @@ def shorten(text: str | None, limit: int = LONG) -> str | list[Any] | None:
     return [text[:head], text[len(text) - tail :], len(text) - limit]
 
 
-Rank = tuple[bool, int, int]
-"""Flips first, then by the id's hash: the lowest ranks are shown."""
+def _pack(file: pq.ParquetFile, packer: Packer, ranked: NDArray[np.int64], room: int) -> list[str]:
+    """The first rows of `ranked` as JSON: at least as many as fit, few more than that."""
+    texts: list[str] = []
+    count, size = len(ranked), 0
+    if count > SAMPLE:
+        count = _guess(_sizes(file, packer, ranked), room)
+    while len(texts) < len(ranked) and size <= room:
+        part = ranked[len(texts) : len(texts) + count]
+        order = np.argsort(part)  # rows are read, and slices' values numbered, as the file has them
+        packed = [""] * len(part)
+        for i, row in zip(order.tolist(), rows_at(file, part[order]), strict=True):
+            packed[i] = packer.pack(row)
+        texts += packed
+        size += sum(map(_size, packed))
+        count = _guess(size / len(texts), room - size)
+    return texts
 
 
-class Entry(NamedTuple):
-    """One example of the page: its JSON, and the bytes it takes."""
-
-    rank: Rank
-    text: str
-    size: int
-
-
-Packed = dict[int, Entry]
-"""By row of the file."""
+def _sizes(file: pq.ParquetFile, packer: Packer, ranked: NDArray[np.int64]) -> float:
+    """About how many bytes a row takes, as some from one place of the file do."""
+    some = np.sort(ranked)[:SAMPLE]
+    trial = replace(packer, fields=Fields())
+    return float(np.mean([_size(trial.pack(row)) for row in rows_at(file, some)]))
 
 
-def _pack(
-    file: pq.ParquetFile,
-    packer: Packer,
-    chosen: BoolArray,
-    flips: BoolArray,
-    keys: np.ndarray,
-    room: int,
-) -> Packed:
-    """The chosen rows as JSON, as many as fit."""
-    packed: Packed = {}
-    size = start = 0
-    worst: Rank | None = None  # known once the room was full: no later row
-    for batch in file.iter_batches(batch_size=BATCH):
-        here = np.flatnonzero(chosen[start : start + batch.num_rows])
-        places = here + start
-        ranks = list(
-            zip((~flips[places]).tolist(), keys[places].tolist(), places.tolist(), strict=True)
-        )
-        fitting = [k for k, rank in enumerate(ranks) if worst is None or rank < worst]
-        if fitting:
-            rows = batch.take(pa.array(here[fitting])).to_pylist()
-            for k, row in zip(fitting, rows, strict=True):
-                text = packer.pack(row)
-                entry = Entry(ranks[k], text, len(text.encode()) + 1)
-                packed[entry.rank[2]] = entry
-                size += entry.size
-            if size > 1.25 * room:
-                packed = _fit(packed, room)
-                size = sum(entry.size for entry in packed.values())
-                worst = max((entry.rank for entry in packed.values()), default=(False, -1, -1))
-        start += batch.num_rows
-    return _fit(packed, room)
+def _guess(size: float, room: int) -> int:
+    """A few more rows than fit into the room, if a row takes so many bytes."""
+    return SAMPLE + int(1.02 * max(0, room) / size)
 
 
-def _fit(packed: Packed, room: int) -> Packed:
-    """The lowest ranks that fit into the room; nothing of a higher rank jumps the queue."""
-    kept: Packed = {}
-    for i, entry in sorted(packed.items(), key=lambda item: item[1].rank):
-        room -= entry.size
+def _size(text: str) -> int:
+    """Bytes of a row and the comma after it."""
+    return len(text.encode()) + 1
+
+
+def _fitting(texts: list[str], room: int) -> int:
+    """How many of the first texts fit; nothing of a higher rank jumps the queue."""
+    for i, text in enumerate(texts):
+        room -= _size(text)
         if room < 0:
-            break
-        kept[i] = entry
-    return kept
+            return i
+    return len(texts)

@@ -4,15 +4,15 @@ Row 0 is the data, the rows below are bootstrap draws, and one formula serves bo
 value and its interval can't be computed in two different ways.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from muscle.metrics.bounds import MeanBounds
+from muscle.metrics.bounds import MeanBounds, over_seeds
 from muscle.metrics.flips import RATES, BoolArray, FloatArray, PairSums, ratio
-from muscle.metrics.intervals import Column, Interval, bootstrap_sums
+from muscle.metrics.intervals import Column, bootstrap_sums
 from muscle.metrics.pairing import FLOOR, AnyPair, JoinedTask
 
 Seeds = tuple[int, ...]
@@ -112,7 +112,7 @@ class TaskSums:
 
     def score_bounds(self, seeds: Seeds, version: str) -> MeanBounds:
         """Bounds of a version's mean score."""
-        values = self._over_seeds(seeds, version)
+        values = self._mean_scores(seeds, version)
         return MeanBounds(values, *self.span, self.scores(seeds, version)[1:])
 
     def gain(self, seeds: Seeds, pair: AnyPair) -> FloatArray:
@@ -121,13 +121,12 @@ class TaskSums:
 
     def gain_bounds(self, seeds: Seeds, pair: AnyPair) -> MeanBounds:
         """Bounds of the gain; an example's score can change by no more than the span."""
-        before, after = (self._over_seeds(seeds, version) for version in pair)
+        before, after = (self._mean_scores(seeds, version) for version in pair)
         most = self.span[1] - self.span[0]
         return MeanBounds(after - before, -most, most, self.gain(seeds, pair)[1:])
 
-    def _over_seeds(self, seeds: Sequence[int], version: str) -> FloatArray:
-        total: FloatArray = np.mean([self.task.scores[s, version] for s in seeds], axis=0)
-        return total
+    def _mean_scores(self, seeds: Seeds, version: str) -> FloatArray:
+        return over_seeds([self.task.scores[s, version] for s in seeds])
 
 
 def mean_over(of: Callable[[int], FloatArray], seeds: Seeds) -> FloatArray:
@@ -139,8 +138,3 @@ def mean_over(of: Callable[[int], FloatArray], seeds: Seeds) -> FloatArray:
 def number(value: float) -> float | None:
     """A number as JSON has it: null for NaN."""
     return None if np.isnan(value) else float(value)
-
-
-def bounds(interval: Interval | None) -> list[float] | None:
-    """An interval as JSON has it."""
-    return None if interval is None else [interval.low, interval.high]

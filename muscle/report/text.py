@@ -10,6 +10,9 @@ import unicodedata
 NOTHING = "–"
 # What has a meaning inside a line; "www." and "://" would become links, ":smile:" a picture.
 _MARKDOWN = re.compile(r"([\\`*_\[\]#!|~$@]|:(?=//|[\w+-]+:)|(?<=www)\.)", re.IGNORECASE)
+# What GitHub makes mentions and links to issues of, escaped or not: @name, #12, GH-12. A
+# comment in between is not seen, not copied, and no part of either.
+_REFERENCE = re.compile(r"(@(?=\w)|#(?=\d)|GH-(?=\d))", re.IGNORECASE)
 _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
 
@@ -73,6 +76,7 @@ def one_line(text: str | None, limit: int = 300) -> str:
 
 def markdown(text: object) -> str:
     """Any text as literal Markdown on one line: nothing in it can open a cell, a tag,
-    a link, code or emphasis."""
+    a link, code or emphasis, and as a comment on GitHub it mentions nobody."""
     line = " ".join(plain(str(text)).split())
-    return _MARKDOWN.sub(r"\\\1", line).translate(_ENTITIES)
+    escaped = _MARKDOWN.sub(r"\\\1", line).translate(_ENTITIES)
+    return _REFERENCE.sub(r"\1<!-- -->", escaped)

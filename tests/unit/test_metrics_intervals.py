@@ -9,7 +9,7 @@ from scipy.stats import binom, binomtest
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-from muscle.metrics import bounds
+from muscle.metrics import beta, bounds
 from muscle.metrics.beta import beta_quantile, incomplete_beta
 from muscle.metrics.bounds import (
     MeanBounds,
@@ -83,6 +83,18 @@ def test_incomplete_beta_against_scipy(a, b, p):
     assert incomplete_beta(a, b, x) == pytest.approx(float(betainc(a, b, x)), rel=1e-6, abs=1e-9)
     if 1e-6 < p < 1 - 1e-6:
         assert beta_quantile(p, a, b) == pytest.approx(x, rel=1e-6, abs=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 20_000), st.floats(0, 1), st.sampled_from([0.025, 0.05, 0.95, 0.975]))
+def test_a_quantile_takes_few_steps(n, share, p):
+    """What Clopper and Pearson's bounds ask for, hundreds of times in a report."""
+    k, steps = int(share * (n - 1)), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(beta, "incomplete_beta", lambda *x: steps.append(x) or incomplete_beta(*x))
+        found = beta_quantile(p, k + 1, n - k)
+    assert found == pytest.approx(float(betaincinv(k + 1, n - k, p)), rel=1e-11)
+    assert len(steps) <= 8
 
 
 def test_beta_refuses_nonsense():

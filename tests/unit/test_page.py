@@ -13,16 +13,17 @@ from html.parser import HTMLParser
 import fsspec
 import numpy as np
 import pages
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muscle.errors import UserError
-from muscle.report import view, write_csv, write_markdown, write_page
+from muscle.report import payload, view, write_csv, write_markdown, write_page
 from muscle.report.charts import ROWS, Dot, DotPlot, draw
 from muscle.report.csv_files import harmless
-from muscle.report.example_rows import OUTCOMES, id_keys
+from muscle.report.example_rows import OUTCOMES, id_keys, rows_at
 from muscle.report.payload import LONG, make_payload, safe_json, shorten
 from muscle.report.text import visible
 from muscle.report.verdict import is_stale, verdict_view
@@ -151,9 +152,14 @@ def test_attacks_reach_the_script_as_they_were(attacked):
         assert json.dumps(attack, ensure_ascii=False)[1:-1] in texts
 
 
-@given(st.recursive(st.none() | st.integers() | st.text() | st.floats(allow_nan=False,
-       allow_infinity=False), lambda x: st.lists(x) | st.dictionaries(st.text(), x)))  # fmt: skip
-@settings(max_examples=50, deadline=None)
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text() | st.floats(allow_nan=False, allow_infinity=False),
+        lambda x: st.lists(x) | st.dictionaries(st.text(), x),
+        max_leaves=8,
+    )
+)
+@settings(max_examples=30, deadline=None)
 def test_safe_json_is_json_that_no_parser_leaves(value):
     text = safe_json(value)
     assert not set("<>&\u2028\u2029") & set(text)
@@ -237,6 +243,56 @@ def test_what_does_not_fit_is_left_out_by_hash(folder):
         assert seen is None or ids < seen  # a smaller page has fewer of the same
         seen = ids
     assert not seen
+
+
+def test_the_examples_keep_to_their_room(folder):
+    report, path = report_of(folder), str(folder / "examples.parquet")
+    full = make_payload(path, report, 10**8)
+    size = len(full.text().encode())
+    for less in (0, 1, 2, 5, 12, 25, 50, 100):
+        part = make_payload(path, report, size - less)
+        assert size - 3_000 < len(part.text().encode()) <= size - less
+
+
+@pytest.mark.parametrize("guess", [None, 1e-3, 1e9])
+@pytest.mark.parametrize("share", [0.2, 0.7, 2.0])
+def test_a_wrong_guess_of_their_size_changes_no_example(folder, monkeypatch, guess, share):
+    """What is tried first is a guess; what is shown is not."""
+
+    def read(found):
+        fields, rows = found.head["fields"], {}
+        for row in map(json.loads, found.rows):
+            slices = {fields[f][0]: fields[f][1][v] for f, v in row[6]}
+            rows[row[0], row[2]] = [*row[:6], slices, *row[7:]]
+        return rows
+
+    report, path = report_of(folder), str(folder / "examples.parquet")
+    room = int(share * len(make_payload(path, report, 10**8).text().encode()))
+    before = read(make_payload(path, report, room))
+    monkeypatch.setattr(payload, "SAMPLE", 7)
+    if guess is not None:
+        monkeypatch.setattr(payload, "_sizes", lambda *_: guess)
+    after = read(make_payload(path, report, room))
+    # Values of slices that were tried in vain take some bytes.
+    assert abs(len(after) - len(before)) <= 2 and len(after.keys() ^ before.keys()) <= 2
+    assert all(row == before[key] for key, row in after.items() if key in before)
+
+
+def test_rows_are_read_from_their_row_groups_only(tmp_path):
+    path = str(tmp_path / "rows.parquet")
+    pq.write_table(pa.table({"x": list(range(100))}), path, row_group_size=9)
+    asked = []
+
+    class File(pq.ParquetFile):
+        def iter_batches(self, batch_size, row_groups):
+            asked.append(row_groups)
+            return super().iter_batches(batch_size=4, row_groups=row_groups)
+
+    with File(path) as file:
+        for places in ([], [0], [8, 9], [3, 40, 41, 42, 98, 99], list(range(100))):
+            rows = list(rows_at(file, np.array(places, dtype=np.int64)))
+            assert [row["x"] for row in rows] == places
+    assert asked[:3] == [[0], [0, 1], [0, 4, 10, 11]]
 
 
 def test_others_are_a_sample_by_hash(folder):
@@ -371,7 +427,9 @@ def test_markdown_is_for_pull_requests(folder):
 def test_markdown_shows_texts_only_where_asked(attacked):
     text = (attacked / "report.md").read_text()
     assert text.count("| right answer |") == 10  # five of each task
-    assert "<" not in text.replace("&lt;", "") and not re.search(r"(?<!\\)\]\(", text)
+    assert "<" not in text.replace("&lt;", "").replace("<!-- -->", "") and not re.search(
+        r"(?<!\\)\]\(", text
+    )
     for rows in [b.splitlines() for b in text.split("\n\n") if b.startswith("|")]:
         assert len({len(re.sub(r"\\.", "", row).split("|")) for row in rows}) == 1, rows
 
@@ -478,14 +536,13 @@ def test_missing_and_broken_files(folder, tmp_path):
     assert "examples.parquet was not beside" in (tmp_path / "report.html").read_text()
     whole = (folder / "examples.parquet").read_bytes()
     (tmp_path / "examples.parquet").write_bytes(whole[: len(whole) // 2])
+    report, table = report_of(folder), str(tmp_path / "examples.parquet")
     with pytest.raises(UserError, match="not a whole Parquet file"):
-        write_page(str(tmp_path))
-    report = report_of(folder)
+        make_payload(table, report, 10**6)
     del report["tasks"]["summaries"]
-    (tmp_path / "report.json").write_text(json.dumps(report))
     (tmp_path / "examples.parquet").write_bytes(whole)
     with pytest.raises(UserError, match=r"60 rows of task 'summaries'.* it 0: they are of two"):
-        write_page(str(tmp_path))
+        make_payload(table, report, 10**6)
 
 
 def test_remote_folder(folder):
@@ -527,8 +584,6 @@ def test_drawing_is_loaded_only_to_draw():
 
 
 def test_hashes_of_ids_are_spread():
-    import pyarrow as pa
-
     keys = id_keys(pa.array([f"q-{i}" for i in range(20_000)]))
     assert len(np.unique(keys)) == 20_000
     assert np.mean(keys / 2**64) == pytest.approx(0.5, abs=0.01)

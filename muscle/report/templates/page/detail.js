@@ -40,7 +40,7 @@ function choiceTable(row) {
   const gold = row[AT.gold];
   const body = [];
   for (let k = 0; k < rows; k++) {
-    const name = row[AT.choices] === null ? "choice " + (k + 1) : seen(flatText(row[AT.choices][k]));
+    const name = row[AT.choices] === null || k >= row[AT.choices].length ? "choice " + (k + 1) : seen(flatText(row[AT.choices][k]));
     const cells = sides.map((side) => {
       const value = part(row, side, "loglikelihoods")[k];
       const taken = part(row, side, "answer") === k;
