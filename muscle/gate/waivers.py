@@ -66,11 +66,14 @@ def read_waivers(path: str) -> list[Waiver]:
         UserError: it can't be read, is no list, or an entry is wrong; one line.
     """
     try:
-        raw = yaml.load(read_text(path, "waivers"), yaml.BaseLoader)
+        text = read_text(path, "waivers")
+        raw = yaml.load(text, yaml.BaseLoader)
     except yaml.YAMLError as error:
         raise UserError(f"waivers {path} is not YAML: {one_line(str(error), 200)}") from None
-    if not raw:
-        raise UserError(f"waivers {path} lists no flip: write an entry, or leave it out")
+    if not text.strip():
+        raise UserError(f"waivers {path} is empty: write an entry, or [] where there is none yet")
+    if raw in ("", None):  # nothing but comments
+        return []
     if not isinstance(raw, list):
         raise UserError(
             f"waivers {path} must be a list of entries: - {{id: …, reason: …, until: 2026-12-31}}"
