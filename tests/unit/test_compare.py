@@ -224,6 +224,13 @@ def test_all_right_and_all_unscored(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+def test_where_nothing_can_flip(tmp_path: Path) -> None:
+    wrong, new = (scores(tmp_path / f"{n}.jsonl", v) for n, v in (("w", [0.0] * 10), ("n", NEW)))
+    said = "note: examples: old has no right answer, so nothing can flip: is it the right filter"
+    assert said in run(tmp_path / "out", wrong, new)
+    assert said not in run(tmp_path / "out", new, wrong)
+
+
 def test_real_scores(tmp_path: Path) -> None:
     old, new = [0.5, 0.25, 0.75, 0.1], [0.6, 0.25, 0.5, 0.0]
     paths = [scores(tmp_path / f"{n}.jsonl", v) for n, v in (("old", old), ("new", new))]
