@@ -58,7 +58,7 @@ COUNTS = {
 SCORE = Measure("score", "score %")
 GAIN = Measure("gain", "Δscore points")
 NOISE = Measure("nfr", "noise floor %")
-EXCESS = Measure("nfr", "beyond it, points")
+EXCESS = Measure("nfr", "excess points")
 RIGHT = ("correct", "is_correct", "right", "is_right")
 """What columns of right and wrong are called, whose mean is an accuracy."""
 OF_SCORES = ("score", "gain", "m_g", "m_r")
