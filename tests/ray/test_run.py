@@ -54,6 +54,7 @@ def test_killed_in_training_and_in_evaluation_gives_the_same_report(
     assert (killed / "report.md").read_bytes() == (undisturbed / "report.md").read_bytes()
 
 
+@pytest.mark.long
 def test_a_task_of_generated_answers_runs_too(tmp_path: Path) -> None:
     """Generation end to end on Ray; ROUGE's numbers are the unit tests' and conformance's."""
     task = "testbed_arithmetic"
