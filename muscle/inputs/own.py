@@ -18,14 +18,11 @@ from muscle.inputs.building import (
     rows_of,
 )
 from muscle.inputs.parquet import ParquetColumns, is_text
-from muscle.inputs.source import Source, one_reason
+from muscle.inputs.source import Source
 from muscle.side import Side
-from muscle.tables import NEW_COLUMNS, PREDICTION_SCHEMA
+from muscle.tables import ABOUT, NEW_COLUMNS, PREDICTION_SCHEMA, reason_line
 from muscle.tasks.judge import chosen
 from muscle.types import Output
-
-ABOUT = b"muscle"
-"""The key of the schema's metadata under which `about` stands as JSON."""
 
 _NEEDED = [name for name in PREDICTION_SCHEMA.names if name not in NEW_COLUMNS]
 
@@ -109,7 +106,7 @@ class _Own:
                 found = json.loads(data)
             except (ValueError, RecursionError) as error:
                 raise UserError(
-                    f"{self.path}: its metadata 'muscle' is not JSON: {one_reason(error)}"
+                    f"{self.path}: its metadata 'muscle' is not JSON: {reason_line(error)}"
                 ) from None
         if not isinstance(found, dict):
             raise UserError(f"{self.path}: its metadata 'muscle' is no JSON object")
@@ -139,7 +136,7 @@ class _Own:
         except pa.ArrowException as error:
             raise UserError(
                 f"{self.path}: column {name!r} is {column.type}, but must be {wanted} "
-                f"({one_reason(error)})"
+                f"({reason_line(error)})"
             ) from None
 
 

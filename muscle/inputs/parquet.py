@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from muscle.errors import UserError
-from muscle.inputs.source import one_reason
 from muscle.storage import filesystem
+from muscle.tables import reason_line
 
 # Small enough that no chunk of texts comes near the 2 GB that a string array can hold.
 _BATCH = 1 << 16
@@ -52,7 +52,7 @@ class ParquetColumns:
             # Arrow reports damaged pages as OSErrors without a number.
             broken = not (isinstance(error, OSError) and error.errno)
             what = "is not a whole Parquet file" if broken else "can't be read"
-            raise UserError(f"{self.path} {what}: {one_reason(error)}") from error
+            raise UserError(f"{self.path} {what}: {reason_line(error)}") from error
 
 
 def is_text(kind: pa.DataType) -> bool:

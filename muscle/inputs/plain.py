@@ -20,8 +20,9 @@ from muscle.inputs.building import (
     with_fields,
 )
 from muscle.inputs.parquet import ParquetColumns, is_text
-from muscle.inputs.source import Source, json_rows, one_reason, opened
+from muscle.inputs.source import Source, json_rows, opened
 from muscle.side import Side
+from muscle.tables import reason_line
 
 _TEXTS = {"prediction": "answer", "gold": "gold", "question": "question"}
 
@@ -190,7 +191,7 @@ def csv_sides(source: Source, asked: Asked) -> dict[str, Side]:
                 convert_options=options,
             )
     except pa.ArrowException as error:
-        raise UserError(f"{source.path} is no CSV file: {one_reason(error)}") from None
+        raise UserError(f"{source.path} is no CSV file: {reason_line(error)}") from None
     found = Names(source.path, table.column_names, asked)
     return _table_sides(source, asked, found, table.column, table.num_rows)
 

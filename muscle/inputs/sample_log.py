@@ -38,9 +38,9 @@ from muscle.inputs.sample_rows import (
     said,
     written,
 )
-from muscle.inputs.source import Source, json_rows, one_reason
+from muscle.inputs.source import Source, json_rows
 from muscle.side import Side
-from muscle.tables import PREDICTION_SCHEMA
+from muscle.tables import PREDICTION_SCHEMA, reason_line
 from muscle.tasks.rows import row_hash
 
 _TYPES = {
@@ -128,7 +128,7 @@ class _Log:
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise UserError(
                 f"{self.path}, line {number}: no line of a sample log as lm-evaluation-harness "
-                f"writes it ({type(error).__name__}: {one_reason(error)})"
+                f"writes it ({type(error).__name__}: {reason_line(error)})"
             ) from None
 
     def _add(self, number: int, row: Mapping[str, Any]) -> None:

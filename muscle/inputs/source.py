@@ -15,6 +15,7 @@ from typing import IO, Any, Literal, cast
 
 from muscle.errors import UserError
 from muscle.storage import exists, filesystem, join
+from muscle.tables import reason_line
 
 Kind = Literal["parquet", "sample log", "json lines", "csv"]
 
@@ -170,7 +171,7 @@ def opened(path: str) -> Iterator[IO[bytes]]:
     except EOFError:
         raise UserError(f"{path} is half-written: its gzip data is cut off") from None
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}: broken gzip data: {one_reason(error)}") from None
+        raise UserError(f"{path}: broken gzip data: {reason_line(error)}") from None
 
 
 def json_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -214,12 +215,7 @@ def _parsed(path: str, number: int, line: bytes) -> dict[str, Any]:
             raise UserError(
                 f"{where}: the last line is cut off: the file is half-written"
             ) from None
-        raise UserError(f"{where}: broken JSON: {one_reason(error)}") from None
+        raise UserError(f"{where}: broken JSON: {reason_line(error)}") from None
     if not isinstance(row, dict):
         raise UserError(f"{where}: is no JSON object with named fields")
     return cast(dict[str, Any], row)
-
-
-def one_reason(error: Exception) -> str:
-    """An error's text on one line."""
-    return " ".join(str(error).split())[:200]

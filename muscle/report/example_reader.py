@@ -17,7 +17,7 @@ from muscle.metrics.pairing import JoinedTask, SeedVersion
 from muscle.report.example_rows import open_examples
 from muscle.report.example_table import OF_EXAMPLE, OF_VERSION, ROWS, SCHEMA, outcome_pairs
 from muscle.side import Side
-from muscle.tables import reason_line
+from muscle.tables import ABOUT, reason_line
 
 _FROM = {column: end for end, (_, column) in OF_VERSION.items()}
 
@@ -32,7 +32,7 @@ def read_example_table(path: str) -> dict[str, JoinedTask]:
     Raises:
         UserError: no such file, or not ours.
     """
-    about = _read(path, lambda file: json.loads((file.schema_arrow.metadata or {})[b"muscle"]))
+    about = _read(path, lambda file: json.loads((file.schema_arrow.metadata or {})[ABOUT]))
     if about.get("schema") != SCHEMA:
         raise UserError(
             f"{path}: was written by another version of muscle ({about.get('schema')}, not "

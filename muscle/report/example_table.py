@@ -27,6 +27,7 @@ from muscle.metrics.pairing import FLOOR, AnyPair, JoinedTask
 from muscle.metrics.ties import near_ties_of
 from muscle.report.example_rows import OUTCOMES
 from muscle.storage import filesystem, is_remote, storage_error
+from muscle.tables import ABOUT
 
 SCHEMA = "muscle.examples/1"
 ROWS = 1 << 15
@@ -95,7 +96,7 @@ def write_example_table(path: str, tasks: Mapping[str, JoinedTask], text: str) -
     """
     first = next(iter(tasks.values()))
     about = {"schema": SCHEMA, "text": text, "tasks": [_about(t) for t in tasks.values()]}
-    schema = table_schema(first).with_metadata({b"muscle": json.dumps(about).encode()})
+    schema = table_schema(first).with_metadata({ABOUT: json.dumps(about).encode()})
     with (
         _whole_file(path) as place,
         pq.ParquetWriter(place, schema, compression="zstd") as writer,
