@@ -172,9 +172,7 @@ def compare(request: Comparison, console: Console) -> int:
     # All files before the first line: a reader that closes its pipe early stops nothing.
     with console.status("writing the report"):
         write_numbers(request.output, tasks, report, text)
-        found = None if limits is None else _judged(request, limits)
-        if found is None:
-            write_pages(request.output)
+        found = write_judged(request.output, limits, request.pair)
     _show(report, opened, console)
     if found is not None:
         print_gate(found.gate, console)
@@ -217,6 +215,27 @@ def write_pages(output: str) -> None:
     write_csv(output)
     write_markdown(output)
     write_page(output)
+
+
+def write_judged(output: str, limits: Limits | None, pair: str | None) -> GateResult | None:
+    """What the gate says of a folder that holds a report's numbers, if there are limits, and
+    the pages, which show it.
+
+    Raises:
+        UserError: as `write_pages`, or as `judge`, when a listed id is unknown: the numbers
+            are right all the same, and the pages show them without a verdict.
+    """
+    from muscle.report import write_csv
+
+    if limits is None:
+        write_pages(output)
+        return None
+    write_csv(output)
+    try:
+        return judge(output, limits, pair=pair)  # writes the page and the Markdown
+    except UserError:
+        write_pages(output)
+        raise
 
 
 def check_output(output: str) -> None:
@@ -345,18 +364,6 @@ def _show(
 
 def _say(text: str, console: Console) -> None:
     console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
-
-
-def _judged(request: Comparison, limits: Limits) -> GateResult:
-    """The verdict; `judge` puts it on the page."""
-    from muscle.report import write_csv
-
-    write_csv(request.output)
-    try:
-        return judge(request.output, limits, pair=request.pair)
-    except UserError:  # as a listed id that is unknown: the numbers stand, without a verdict
-        write_pages(request.output)
-        raise
 
 
 def compare_files(**flags: Any) -> int:

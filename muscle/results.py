@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from muscle import storage
-from muscle.compare import EXAMPLES, REPORT, write_numbers, write_pages
+from muscle.compare import EXAMPLES, REPORT, write_judged, write_numbers
 from muscle.config import Experiment, VersionConfig
-from muscle.errors import UserError
 from muscle.metrics.comparable import without_instruction
 from muscle.metrics.pairing import join_sides
 from muscle.plan import Again, Plan, Run
 from muscle.predict import about_predictions, software
-from muscle.report import adapter_card, pick_examples, write_csv
+from muscle.report import adapter_card, pick_examples
 from muscle.report.build import ReportOptions, report_of
 from muscle.report.examples import FlipExample
 from muscle.side import Side, side_of
@@ -201,20 +200,13 @@ class Results:
 
     def _judge(self) -> dict[str, Any] | None:
         """What the gate says, if there is one, and the pages, which show it."""
-        from muscle.gate import judge, make_limits
+        from muscle.gate import make_limits
 
         settings = self.experiment.gate
-        if not settings.asked:
-            write_pages(self.output)
-            return None
-        limits = make_limits(**settings.model_dump(exclude={"pair"}))
-        try:
-            found = judge(self.output, limits, pair=settings.pair).gate
-        except UserError:  # as when a listed id is unknown: the numbers are right all the same
-            write_pages(self.output)
-            raise
-        write_csv(self.output)  # the page and the Markdown were written with the verdict
-        return found
+        given = settings.model_dump(exclude={"pair"})
+        limits = make_limits(**given) if settings.asked else None
+        found = write_judged(self.output, limits, settings.pair)
+        return None if found is None else found.gate
 
     def _write_cards(self, report: dict[str, Any]) -> None:
         """A model card beside every compat adapter in the output folder."""
