@@ -291,5 +291,9 @@ def test_a_lost_board_is_no_failure(ray_local: None) -> None:
         post_failure(board, "train new", UserError("mend this"))
         assert str(failure_of(board, "train new")) == "mend this"
         ray.kill(board)
+        # `ray.kill` asks for an end and returns: the board may answer a little longer.
+        deadline = time.monotonic() + 60
+        while failure_of(board, "train new") is not None and time.monotonic() < deadline:
+            time.sleep(0.05)
         assert failure_of(board, "train new") is None
         post_failure(board, "train new", UserError("mend this"))
