@@ -44,7 +44,15 @@ STARTED = "Ray runtime started."
 
 # RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 keeps all of Ray's processes on the loopback, and makes
 # `ray start` refuse to add a node: here alone it is told otherwise.
+# And a node that outlived the process which was to end it would stay for ever.
 START = f"""
+import os, signal, threading, time
+parent = os.getppid()
+def follow():
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.killpg(0, signal.SIGKILL)
+threading.Thread(target=follow, daemon=True).start()
 from ray._private import ray_constants, services
 from ray.scripts import scripts
 ray_constants.ENABLE_RAY_CLUSTER = True
@@ -126,15 +134,21 @@ def ray_start(
 def worker_arguments(
     address: str,
     resources: Mapping[str, float],
-    labels: Mapping[str, str] | None = None,
+    labels: Mapping[str, str] | None,
+    temporary: Path,
 ) -> list[str]:
-    """What makes a worker node of `ray start`; CPU and GPU are among the resources."""
+    """What makes a worker node of `ray start`; CPU and GPU are among the resources.
+
+    Each node has its own directory: two that start at once in a shared one take the same
+    names for their sockets, and one of them dies.
+    """
     others = {name: n for name, n in resources.items() if name not in ("CPU", "GPU")}
     arguments = [
         *("--address", address, "--node-ip-address", LOOPBACK),
         *("--num-cpus", str(int(resources.get("CPU", 0)))),
         *("--num-gpus", str(int(resources.get("GPU", 0)))),
         *("--resources", json.dumps(others)),
+        *("--temp-dir", str(temporary)),
         *("--object-store-memory", str(STORE_BYTES), "--disable-usage-stats"),
         # Ray's fixed ranges are for one node per machine.
         *("--min-worker-port", "0", "--max-worker-port", "0"),
@@ -169,6 +183,7 @@ class Head:
     env: dict[str, str]
     """The whole environment of a client: this process's, and what the cluster asks for."""
     folder: Path
+    temporary: Path
     node_env: dict[str, str]
     process: "subprocess.Popen[bytes]"
     nodes: list[Node] = field(default_factory=list)
@@ -183,9 +198,11 @@ class Head:
     ) -> Node:
         """Start a worker node and wait until the cluster knows it."""
         wanted = {"CPU": num_cpus, "GPU": num_gpus, **(resources or {})}
-        log = self.folder / f"node-{len(self.nodes)}.log"
+        name = f"node-{len(self.nodes)}"
+        log, temporary = self.folder / f"{name}.log", self.temporary / name
         with log.open("wb") as out:
-            process = ray_start(worker_arguments(self.address, wanted, labels), self.node_env, out)
+            arguments = worker_arguments(self.address, wanted, labels, temporary)
+            process = ray_start(arguments, self.node_env, out)
         node = Node(process, log)
         self.nodes.append(node)
         _wait(process, log, lambda: STARTED in log.read_text(errors="replace"))
@@ -245,7 +262,8 @@ def head(
     Args:
         folder: gets what the nodes print, and Ray's logs at the end.
         token: turns Ray's token authentication on.
-        autoscaling: a cluster's configuration; its provider is told `gcs_address`.
+        autoscaling: a cluster's configuration; its provider is told `gcs_address`
+            and `temporary`, a directory with a short path.
         env: more environment variables of the nodes, so of everything that runs on them.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -266,12 +284,15 @@ def head(
     if labels:
         arguments += ["--labels", ",".join(f"{key}={value}" for key, value in labels.items())]
     if autoscaling:
-        arguments += ["--autoscaling-config", _write_autoscaling(folder, autoscaling, address)]
+        arguments += [
+            "--autoscaling-config",
+            _write_autoscaling(folder, autoscaling, address, temporary),
+        ]
         node_env |= _autoscaler_env(autoscaling)
     log = folder / "head.log"
     with log.open("wb") as out:
         process = ray_start(arguments, node_env, out)
-    cluster = Head(address, url, client, folder, node_env, process)
+    cluster = Head(address, url, client, folder, temporary, node_env, process)
     try:
         _wait(process, log, lambda: STARTED in log.read_text(errors="replace"))
         if dashboard:
@@ -281,14 +302,18 @@ def head(
         for node in cluster.nodes:
             node.kill()
         cluster.kill()
-        for logs in temporary.glob("session_2*/logs"):
-            shutil.copytree(logs, folder / "logs", dirs_exist_ok=True)
+        for logs in temporary.glob("**/session_2*/logs"):
+            node_name = logs.parent.parent.relative_to(temporary)
+            shutil.copytree(logs, folder / "logs" / node_name, dirs_exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_autoscaling(folder: Path, autoscaling: dict[str, Any], address: str) -> str:
+def _write_autoscaling(
+    folder: Path, autoscaling: dict[str, Any], address: str, temporary: Path
+) -> str:
     path = folder / "autoscaling.yaml"
-    provider = {**autoscaling["provider"], "gcs_address": address}
+    known = {"gcs_address": address, "temporary": str(temporary)}
+    provider = {**autoscaling["provider"], **known}
     path.write_text(yaml.safe_dump({**autoscaling, "provider": provider}), encoding="utf-8")
     return str(path)
 
