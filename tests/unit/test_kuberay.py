@@ -454,3 +454,42 @@ def test_the_example_is_an_experiment_that_stores_on_the_bucket(
     training = largest["training"]["max_workers"] * largest["training"]["resources"]["GPU"]
     assert experiment.resources.workers <= training
     assert experiment.resources.max_actors <= scoring
+    assert experiment.resources.training_labels == {"muscle-role": "training"}
+    assert experiment.resources.scoring_labels == {"muscle-role": "scoring"}
+
+
+@pytest.mark.parametrize("command", JOBS)
+def test_what_submit_emits_is_a_valid_job_on_the_same_cluster(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    from muscle import __version__
+    from muscle.cli import app
+
+    (config,) = [d for d in documents(f"rayjob-{command}") if d["kind"] == "ConfigMap"]
+    experiment = tmp_path / "mine.yaml"
+    experiment.write_text(config["data"]["experiment.yaml"])
+    template = tmp_path / "filled.yaml"
+    text = (FOLDER / f"rayjob-{command}.yaml").read_text("utf-8")
+    template.write_text(text.replace("FILL-IN/", "registry.example/").replace("FILL-IN", "mine"))
+    words = ["submit", str(experiment), "--emit", "rayjob", "--template", str(template)]
+    done = CliRunner().invoke(app, words + ["--tune"] * (command == "tune"))
+    assert done.exit_code == 0, done.output
+    emitted = {d["kind"]: d for d in yaml.safe_load_all(done.stdout)}
+    job, data = emitted["RayJob"], emitted["ConfigMap"]["data"]
+    assert faults(job, schema("rayjobs")) == []
+    assert len(job["metadata"]["name"]) <= 47
+    before = _without_job(cluster_of(f"rayjob-{command}"))
+    after = _without_job(job["spec"]["rayClusterSpec"])
+    shown = json.dumps(before).replace("FILL-IN/", "registry.example/")
+    assert json.loads(shown.replace("FILL-IN", "mine")) == after
+    env = {"MUSCLE_STORAGE": "s3://bucket/muscle"}
+    python, entry, kind, version, file, *rest = _as_the_driver_gets_it(
+        job["spec"]["entrypoint"], env
+    )
+    assert (python, kind, version) == ("python", command, __version__)
+    assert {Path(entry).name, Path(file).name} <= set(data)
+    assert Path(entry).parent == Path("/etc/muscle/job")
+    name = yaml.safe_load(config["data"]["experiment.yaml"])["name"]
+    assert rest == ["--output", f"s3://bucket/muscle/runs/{name}"]
