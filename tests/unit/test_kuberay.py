@@ -492,4 +492,5 @@ def test_what_submit_emits_is_a_valid_job_on_the_same_cluster(
     assert {Path(entry).name, Path(file).name} <= set(data)
     assert Path(entry).parent == Path("/etc/muscle/job")
     name = yaml.safe_load(config["data"]["experiment.yaml"])["name"]
-    assert rest == ["--output", f"s3://bucket/muscle/runs/{name}"]
+    output = f"s3://bucket/muscle/runs/{name}" + "-tune" * (command == "tune")
+    assert rest == ["--output", output]
