@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from muscle.cli_jobs import jobs, submit
 from muscle.errors import UserError
 
 VERDICTS = {"gate", "compare"}
@@ -339,6 +340,10 @@ def gate(
     raise typer.Exit(result.exit_code)
 
 
+app.command()(submit)
+app.add_typer(jobs, name="jobs")
+
+
 @contextmanager
 def stoppable() -> Iterator[None]:
     """Ctrl-C is a way to stop, not an error."""
@@ -371,6 +376,9 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(2) from None
     except Exception as error:
         if not VERDICTS & set(arguments[:1]):
+            from muscle.report.console import show_failure
+
+            sys.excepthook = show_failure
             raise
         what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         _complain(f"our own failure: {what}; --debug shows the traceback", arguments)
@@ -385,10 +393,19 @@ def _complain(text: str, arguments: list[str]) -> None:
 
 def job(command: str) -> None:
     """A command as a cluster job: the process's own arguments, on the cluster that runs it."""
-    arguments = sys.argv[1:]
-    if not any(a.startswith("--address") for a in arguments):
-        arguments = ["--address", "auto", *arguments]
-    main([command, *arguments])
+    from muscle.submission.arrival import arguments_here, output_in, say_results
+
+    try:
+        arguments = arguments_here(sys.argv[1:])
+    except UserError as error:
+        _complain(str(error), sys.argv)
+        raise SystemExit(2) from None
+    try:
+        main([command, *arguments])
+    except SystemExit as ended:
+        if ended.code in (0, None):
+            say_results(command, output_in(arguments))
+        raise
 
 
 if __name__ == "__main__":

@@ -10,9 +10,13 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from muscle.config import Evaluation, Experiment, TaskConfig
+from muscle.credentials import find_secret
 from muscle.errors import UserError
 
 P = TypeVar("P", bound=BaseModel)
+
+UNFILLED = "FILL-IN"
+"""Stands in cluster files where users put names of their own."""
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _PATHS = (
@@ -25,6 +29,7 @@ _PATHS = (
     "noise_floor",
     "must_keep",
     "waive",
+    "deepspeed",  # where it ends in .json; else the name of a stage
 )
 
 
@@ -36,13 +41,69 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     from the working directory.
 
     Raises:
-        UserError: missing or malformed file, unset variable, unknown or invalid key.
+        UserError: missing or malformed file, unset variable, unknown or invalid key, a secret
+            in a setting, a place that is still to be filled in.
     """
     file = Path(path)
+    return _locate(
+        _validated(Experiment, expand(read_raw(file, overrides)), str(file)), file.parent
+    )
+
+
+def read_raw(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """An experiment file's settings as they stand there, with overrides applied.
+
+    Raises:
+        UserError: missing or malformed file, malformed override.
+    """
     raw = _read(file, "experiment file")
     for override in overrides:
         _apply(raw, override)
-    return _locate(_validated(Experiment, _expand(raw, ""), str(file)), file.parent)
+    return raw
+
+
+def check_raw(raw: dict[str, Any], file: Path) -> None:
+    """Validate settings whose `${NAME}`s another machine will read; what these stand for counts
+    as valid where they aren't set here.
+
+    Raises:
+        UserError: unknown or invalid key.
+    """
+    try:
+        Experiment.model_validate(expand(raw, lenient=True))
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=False)
+        inputs = [problem["input"] for problem in problems]
+        if not all(isinstance(given, str) and _VARIABLE.search(given) for given in inputs):
+            raise UserError(f"{file}: {describe(error)}") from None
+
+
+def refuse_secrets(settings: Any) -> None:
+    """Refuse what would be stored beside every artifact and can't be taken back.
+
+    Raises:
+        UserError: names the setting, not the secret.
+    """
+    found = find_secret(settings)
+    if found is not None:
+        raise UserError(
+            f"setting '{found[0]}' holds {found[1]}, which would be stored with the results: leave "
+            "it out and set it in the environment where the work is done (HF_TOKEN, "
+            "WANDB_API_KEY, MLFLOW_TRACKING_TOKEN, AWS_…)"
+        )
+
+
+def refuse_unfilled(value: str, setting: str) -> None:
+    """Refuse a place whose name a user was to fill in.
+
+    Raises:
+        UserError: it still says so.
+    """
+    if UNFILLED in value:
+        raise UserError(
+            f"{setting} is {value!r}: put your own in the place of {UNFILLED} (it may come from "
+            "the environment, as MUSCLE_STORAGE in cluster.yaml and cluster/kuberay)"
+        )
 
 
 def load_task_settings(path: str | Path) -> TaskConfig:
@@ -56,7 +117,7 @@ def load_task_settings(path: str | Path) -> TaskConfig:
     settings = raw.get("task", raw)
     if isinstance(settings, str):
         settings = {"name": settings}
-    return _locate(_validated(TaskConfig, _expand(settings, "task"), str(file)), file.parent)
+    return _locate(_validated(TaskConfig, expand(settings, "task"), str(file)), file.parent)
 
 
 def given_settings(
@@ -135,10 +196,12 @@ def _read(file: Path, what: str) -> dict[str, Any]:
 
 def _validated(kind: type[P], settings: Any, where: str) -> P:
     try:
-        return kind.model_validate(settings)
+        found = kind.model_validate(settings)
     except ValidationError as error:
         text = describe(error, kind)
         raise UserError(f"{where}: {text}" if where else text) from None
+    refuse_secrets(settings)
+    return found
 
 
 def describe(error: ValidationError, root: type[BaseModel] = Experiment) -> str:
@@ -254,20 +317,30 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     node[last] = value
 
 
-def _expand(value: Any, where: str) -> Any:
-    """Replace ${NAME} in all strings of a nested value."""
+def expand(value: Any, where: str = "", lenient: bool = False) -> Any:
+    """Replace ${NAME} in all strings of a nested value by environment variables.
+
+    Args:
+        where: the setting's name, for messages.
+        lenient: leave a variable that isn't set as it stands.
+
+    Raises:
+        UserError: a variable isn't set.
+    """
     if isinstance(value, dict):
-        return {k: _expand(v, f"{where}.{k}" if where else str(k)) for k, v in value.items()}
+        return {
+            k: expand(v, f"{where}.{k}" if where else str(k), lenient) for k, v in value.items()
+        }
     if isinstance(value, list):
-        return [_expand(v, f"{where}[{i}]") for i, v in enumerate(value)]
+        return [expand(v, f"{where}[{i}]", lenient) for i, v in enumerate(value)]
     if not isinstance(value, str):
         return value
 
     def replace(match: re.Match[str]) -> str:
         name = match.group(1)
-        if name not in os.environ:
+        if name not in os.environ and not lenient:
             raise UserError(f"setting '{where}' needs the environment variable {name}: set it")
-        return os.environ[name]
+        return os.environ.get(name, match.group(0))
 
     return _VARIABLE.sub(replace, value)
 
@@ -278,6 +351,10 @@ def _locate(settings: P, folder: Path) -> P:
     def walk(value: Any, key: str) -> Any:
         if isinstance(value, dict):
             return {k: walk(v, k) for k, v in value.items()}
+        if key in (*_PATHS, "storage") and isinstance(value, str):
+            refuse_unfilled(value, f"setting '{key}'")
+        if key == "deepspeed" and not str(value).endswith(".json"):
+            return value
         if key in _PATHS and isinstance(value, str) and value and "://" not in value:
             for candidate in (folder / value, Path(value).expanduser()):
                 if os.path.exists(candidate):  # unlike Path.exists: False for any odd string

@@ -21,6 +21,12 @@ BackendName = Literal["transformers", "continuous", "vllm"]
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+# As Ray takes them, or none of its nodes would ever match.
+_WORD = r"[a-zA-Z0-9](?:[a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?"
+LabelKey = Annotated[str, Field(pattern=rf"^(?:[a-zA-Z0-9.-]+/)?{_WORD}$")]
+LabelCondition = Annotated[str, Field(pattern=rf"^!?(?:{_WORD}|in\({_WORD}(?:, ?{_WORD})*\))$")]
+Selectors = dict[LabelKey, LabelCondition]
+
 Interpolation = Annotated[float, Field(gt=0.0, le=2.0)]
 
 TUNING_FRACTION = 0.2
@@ -39,6 +45,9 @@ class ResourcesConfig(Part):
     A token budget bounds one forward: a batch is filled with sequences until their
     number times the longest one reaches it. By default it is large on a GPU and small
     on a CPU, where big batches fall out of the cache.
+
+    Labels are Ray's label selectors for the nodes that training workers, and scoring and
+    teacher actors, are placed on; a Ray started on this machine ignores them.
     """
 
     workers: Positive = 1
@@ -56,6 +65,8 @@ class ResourcesConfig(Part):
     max_actors: Positive = 1
     cpus_per_actor: Annotated[float, Field(gt=0.0)] = 1.0
     gpus_per_actor: Annotated[float, Field(ge=0.0)] | Literal["auto"] = "auto"
+    training_labels: Selectors = {}
+    scoring_labels: Selectors = {}
 
     @model_validator(mode="after")
     def _actor_range(self) -> "ResourcesConfig":

@@ -17,7 +17,7 @@ import ray
 from muscle.config import ResourcesConfig
 from muscle.evaluation.job import EvaluateJob
 from muscle.evaluation.units import Answerer, WorkerBrokenError, answer_unit, outstanding
-from muscle.launch.pools import work_off
+from muscle.launch.pools import waiting, work_off
 from muscle.launch.progress import watching
 from muscle.training.job import OnProgress, Progress
 
@@ -70,10 +70,12 @@ def evaluate(
     """
     left = outstanding(job)
     units, total = left.units, left.total
-    on_progress(Progress(STAGE, left.done, total, "answers", "waits for scorers"))
+    first = Progress(STAGE, left.done, total, "answers", "waits for scorers")
     if not units:
+        on_progress(first)
         return ()
-    with watching(on_progress) as board:
+    with waiting(on_progress, list(units), resources) as tell, watching(tell) as board:
+        tell(first)
         ray.get(board.add.remote(STAGE, left.done, total, "answers"))
         if job.backend == "vllm":
             from muscle.launch.vllm import Tell, write_generated

@@ -26,10 +26,10 @@ class RayLauncher:
         self.backend = backend
 
     def prepare(self, on_progress: OnProgress) -> None:
-        """Connect or start Ray, and refuse resources that this machine will never have."""
+        """Connect or start Ray, and refuse what this machine or cluster will never have."""
         on_progress(Progress("start Ray", 0, 1, "cluster"))
         cluster.connect(self.address, self.verbose)
-        cluster.check_resources(self.resources)
+        cluster.check_resources(self.resources, self.backend)
         if self.backend == "vllm":
             from muscle.launch.vllm import check_vllm
 

@@ -16,6 +16,9 @@ this ends an actor that dies before it begins."""
 
 def set_context(context: DataContext) -> None:
     """Ray Data's settings for any stream: fail at once where an actor can't start."""
+    # A stream that waits for nodes stands still for as long as they take; what it waits for is
+    # said meanwhile (`waiting`), and what can never come is refused before (`capacity.check`).
+    context.execution_no_progress_timeout_s = -1
     context.enable_progress_bars = False
     context.actor_init_retry_on_errors = False
     context.actor_init_max_retries = 0

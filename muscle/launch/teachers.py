@@ -8,7 +8,7 @@ import ray
 
 from muscle.config import ResourcesConfig
 from muscle.errors import breaks_device
-from muscle.launch.pools import work_off
+from muscle.launch.pools import waiting, work_off
 from muscle.launch.progress import watching
 from muscle.teachers.job import TeacherJob
 from muscle.teachers.shards import missing
@@ -56,14 +56,16 @@ def cache_all(job: TeacherJob, resources: ResourcesConfig, on_progress: OnProgre
             dies again and again; storage that can't be written.
     """
     left = missing(job)
-    on_progress(Progress(STAGE, left.done, left.total, "sequences", "waits for teachers"))
+    first = Progress(STAGE, left.done, left.total, "sequences", "waits for teachers")
     if not left.units:
+        on_progress(first)
         return
     units = {
         base: [{"ask": ask, "shard": shard} for ask, shard in found]
         for base, found in left.units.items()
     }
-    with watching(on_progress) as board:
+    with waiting(on_progress, list(units), resources) as tell, watching(tell) as board:
+        tell(first)
         ray.get(board.add.remote(STAGE, left.done, left.total, "sequences"))
         arguments = {
             "job": job,

@@ -17,6 +17,7 @@ from muscle.config import ResourcesConfig
 from muscle.errors import UserError
 from muscle.launch import cluster
 from muscle.launch.progress import Poster, failure_of, post_failure, watching
+from muscle.launch.waiting import TRAINING_WORKER, Patience, patient, waits_for
 from muscle.training.job import EpochRecord, OnProgress, Progress, TrainJob
 
 RESIZE_SECONDS = 60.0
@@ -38,24 +39,35 @@ def train_all(
     if not jobs:
         return
     width = _side_by_side(len(jobs), resources)
-    for job in jobs:
-        on_progress(Progress(job.title, 0, 1, "examples", "waits for workers"))
     errors: queue.Queue[Exception | None] = queue.Queue()
     room = threading.Semaphore(width)
+    ask = cluster.training_ask(resources, width)
+    working: set[str] = set()  # a set's own methods need no lock
 
-    def train(job: TrainJob, board: Any) -> None:
+    def waits() -> str:
+        return waits_for(ask, TRAINING_WORKER, ask.count * len(working))
+
+    def train(job: TrainJob, board: Any, patience: Patience) -> None:
         with room:
+            working.add(job.title)
+            patience.only(working)
             try:
                 _train(job, resources, width, board)
             except Exception as error:
                 errors.put(error)
             else:
                 errors.put(None)
+            finally:
+                working.discard(job.title)
+                patience.only(working)
 
-    with watching(on_progress) as board:
+    with patient(on_progress, waits) as patience, watching(patience) as board:
+        patience.only(working)
+        for job in jobs:
+            patience(Progress(job.title, 0, 1, "examples", "waits for workers"))
         # Daemons, so that Ctrl-C ends the program whatever Ray is waiting for.
         for job in jobs:
-            threading.Thread(target=train, args=(job, board), daemon=True).start()
+            threading.Thread(target=train, args=(job, board, patience), daemon=True).start()
         ended = [errors.get() for _ in jobs]
     for error in ended:
         if error is not None:
@@ -70,14 +82,15 @@ def _side_by_side(jobs: int, resources: ResourcesConfig) -> int:
 
 
 def _train(job: TrainJob, resources: ResourcesConfig, width: int, board: Any) -> None:
-    gpus = cluster.gpus(resources.gpus_per_worker)
-    cpus = cluster.cpus_each(resources, width)
+    ask = cluster.training_ask(resources, width)
+    gpus, cpus = ask.bundle.get("GPU", 0.0), int(ask.bundle["CPU"])
     run_id = uuid.uuid4().hex[:8]
     scaling: dict[str, Any] = {
         "num_workers": _workers(resources),
         "elastic_resize_monitor_interval_s": RESIZE_SECONDS,
         "use_gpu": gpus > 0,
-        "resources_per_worker": {"CPU": cpus, **({"GPU": gpus} if gpus else {})},
+        "resources_per_worker": dict(ask.bundle),
+        "label_selector": dict(ask.labels) or None,
     }
     trainer = TorchTrainer(
         _worker,

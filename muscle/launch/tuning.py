@@ -8,7 +8,8 @@ JSON, are what a search goes on from.
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 # Read by Tune at import: no loggers of its own, and Ctrl-C ends the program at once.
@@ -23,7 +24,9 @@ from ray.tune.search import Searcher
 from muscle.config import BackendName, ResourcesConfig
 from muscle.evaluation.units import WorkerBrokenError
 from muscle.launch import cluster
+from muscle.launch.capacity import Ask, driver_labels
 from muscle.launch.progress import Poster, watching
+from muscle.launch.waiting import TRIAL, patient, waits_for
 from muscle.training.job import OnProgress, Progress
 from muscle.training.settings import zero_stage
 from muscle.tuning.trial import Later, Runner, TrialJob, TrialSource, attempt
@@ -31,6 +34,8 @@ from muscle.tuning.trial import Later, Runner, TrialJob, TrialSource, attempt
 DRIVER = {"memory": 64.0 * 2**20}
 """What a trial takes that drives Ray Train and Ray Data: no CPU, so that those that it waits
 for find all of them (Tune wants something to be taken)."""
+
+PLACING = "place trials"
 
 LEARN = 3
 """At most this part of the trials runs at once, unless told: suggestions learn from results."""
@@ -56,10 +61,8 @@ def search(
     width = concurrent or min(_room(resources), max(2, trials.left // LEARN))
     width = max(1, min(trials.left, width))
     cpus = cluster.cpus_each(resources, width)
-    needs = {"CPU": float(cpus), "GPU": cluster.gpus(resources.gpus_per_worker)}
-    if not inside:
-        needs = DRIVER
-    with watching(on_progress) as board, tempfile.TemporaryDirectory() as scratch:
+    place = _place(resources, inside, cpus)
+    with _placing(on_progress, place) as board, tempfile.TemporaryDirectory() as scratch:
         trainable = tune.with_parameters(
             _trial,
             board=board,
@@ -68,7 +71,12 @@ def search(
             cpus=cpus,
         )
         tuner = tune.Tuner(
-            tune.with_resources(trainable, tune.PlacementGroupFactory([needs])),
+            tune.with_resources(
+                trainable,
+                tune.PlacementGroupFactory(
+                    [dict(place.bundle)], bundle_label_selector=[dict(place.labels)]
+                ),
+            ),
             tune_config=tune.TuneConfig(
                 search_alg=_Asking(trials, first),
                 num_samples=-1,
@@ -85,6 +93,33 @@ def search(
             ),
         )
         tuner.fit()
+
+
+def _place(resources: ResourcesConfig, inside: bool, cpus: int) -> Ask:
+    """What a trial itself takes, and where: a worker's place, or a driver's off the GPUs."""
+    if inside:
+        needs = {"CPU": float(cpus), "GPU": cluster.gpus(resources)}
+        return Ask(needs, 1, cluster.labels(resources.training_labels))
+    if cluster.on_local_ray():
+        return Ask(DRIVER, 1)
+    return Ask(DRIVER, 1, driver_labels(cluster.could_have()))
+
+
+@contextmanager
+def _placing(on_progress: OnProgress, place: Ask) -> Iterator[Any]:
+    """A board for trials' progress; while none of them has a place, remarks on it."""
+    first = Progress(PLACING, 0, 1, "trials", "waits for room")
+    with patient(on_progress, lambda: waits_for(place, TRIAL, 1)) as patience:
+
+        def tell(progress: Progress) -> None:
+            if PLACING in patience.latest and patience.latest[PLACING][0] is first:
+                patience(Progress(PLACING, 1, 1, "trials"))
+            patience(progress)
+
+        if not cluster.on_local_ray():
+            patience(first)
+        with watching(tell) as board:
+            yield board
 
 
 def fits_one_process(resources: ResourcesConfig, backend: BackendName) -> bool:

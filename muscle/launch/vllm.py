@@ -12,7 +12,7 @@ that are NaN are not noticed.
 import importlib.util
 import json
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -98,9 +98,12 @@ def check_vllm(engines: int) -> None:
         )
 
 
-def build_processor(settings: EngineSettings) -> Callable[[Dataset], Dataset]:
+def build_processor(
+    settings: EngineSettings, labels: Mapping[str, str] | None = None
+) -> Callable[[Dataset], Dataset]:
     """`ray.data.llm`'s processor: rows of `PROMPT_SCHEMA` in, the same rows out with
-    `generated_tokens` and `__inference_error__` ("" for none)."""
+    `generated_tokens` and `__inference_error__` ("" for none). Its engines are on nodes with
+    the labels."""
     from ray.data.llm import build_processor as build
     from ray.data.llm import vLLMEngineProcessorConfig
 
@@ -121,6 +124,8 @@ def build_processor(settings: EngineSettings) -> Callable[[Dataset], Dataset]:
     )
     stage = processor.get_stage_by_name("vLLMEngineStage")
     stage.map_batches_kwargs.update(max_restarts=ENGINE_RESTARTS, max_task_retries=ENGINE_RESTARTS)
+    if labels:
+        stage.map_batches_kwargs["label_selector"] = dict(labels)
 
     def process(data: Dataset) -> Dataset:
         with restarts_bounded():
@@ -281,7 +286,7 @@ def _generate(
     rows = [row for row in rows if not _assembled(base, row, tell)]
     if not rows:
         return
-    _stream(base, settings, window, rows, tell)
+    _stream(base, settings, window, rows, tell, cluster.labels(resources.scoring_labels))
     for row in rows:
         if not assemble(base.sets[row["set"]], _ask(base, row), row["group"]):
             raise UserError(
@@ -296,6 +301,7 @@ def _stream(
     window: int,
     rows: list[dict[str, int]],
     tell: Tell,
+    labels: Mapping[str, str],
 ) -> None:
     set_context(DataContext.get_current())
     one: dict[str, Any] = {
@@ -310,7 +316,7 @@ def _stream(
         data: Dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
         asked = {**arguments, "adapters": settings.adapters}
         data = data.map_batches(Asking, fn_constructor_kwargs=asked, **one)
-        data = build_processor(settings)(data)
+        data = build_processor(settings, labels)(data)
         data = data.map_batches(Keeping, fn_constructor_kwargs=arguments, **one)
     try:
         for _ in data.iter_batches(batch_size=None, batch_format="pyarrow"):

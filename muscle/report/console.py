@@ -7,6 +7,7 @@ from typing import IO
 
 from rich.console import Console
 
+from muscle.credentials import redacted
 from muscle.report.text import plain
 
 
@@ -37,7 +38,13 @@ def complain(text: str, debug: bool) -> None:
     """
     try:
         if debug:
-            traceback.print_exc()
-        print(f"muscle: {plain(text)}", file=sys.stderr, flush=True)
+            print(redacted(traceback.format_exc()), end="", file=sys.stderr)
+        print(f"muscle: {plain(redacted(text))}", file=sys.stderr, flush=True)
     except BrokenPipeError:  # the exit code says it too
         hush(sys.stderr)
+
+
+def show_failure(kind: type[BaseException], error: BaseException, trace: object) -> None:
+    """The traceback of what nobody expected, as `sys.excepthook`: messages of libraries may hold
+    signed URLs."""
+    print(redacted("".join(traceback.format_exception(error))), end="", file=sys.stderr)

@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 from muscle.config import VersionConfig
+from muscle.credentials import redacted
 from muscle.errors import NotFiniteError, UserError, breaks_device
 from muscle.evaluation.job import Ask, BaseJob, EvaluateJob, QuerySet
 from muscle.evaluation.units import WorkerBrokenError
@@ -144,7 +145,7 @@ def attempt(
     except Exception as error:
         if isinstance(error, WorkerBrokenError) or breaks_device(error):
             raise WorkerBrokenError(str(error)) from error
-        text = " ".join(f"{type(error).__name__}: {error}".split())
+        text = redacted(" ".join(f"{type(error).__name__}: {error}".split()))
         return {"reason": text[:300], "diverged": False}
 
 

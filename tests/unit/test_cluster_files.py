@@ -115,6 +115,19 @@ def test_the_head_does_no_work_and_workers_come_from_zero(cluster: dict[str, Any
     assert gpus == [0, 1, 8], "CPU workers, one-GPU scoring, eight-GPU training"
     assert sum(node["max_workers"] for node in types.values()) <= config["max_workers"]
     assert 0 < config["idle_timeout_minutes"] <= 30
+    roles = {name: node["labels"]["muscle-role"] for name, node in types.items()}
+    assert roles == {"cpu": "cpu", "gpu-scoring": "scoring", "gpu-training": "training"}
+    assert "InstanceMarketOptions" in types["gpu-scoring"]["node_config"], "spot"
+    assert "InstanceMarketOptions" not in types["gpu-training"]["node_config"]
+
+
+def test_each_type_has_its_own_idle_time_out(cluster: dict[str, Any]) -> None:
+    """As the autoscaler v2 reads it, which `ray up` starts by itself."""
+    from ray_autoscaler import node_types
+
+    read = node_types(cluster)
+    waits = {name: node.idle_timeout_s for name, node in read.items() if name != "head"}
+    assert waits == {"cpu": 600, "gpu-scoring": 300, "gpu-training": 300}
 
 
 def test_nothing_listens_in_public(cluster: dict[str, Any]) -> None:
@@ -125,6 +138,10 @@ def test_nothing_listens_in_public(cluster: dict[str, Any]) -> None:
         # Without a group of the user's, Ray opens port 22 to the world.
         assert node["node_config"]["SecurityGroupIds"], name
         assert node["node_config"]["MetadataOptions"]["HttpTokens"] == "required", name
+        assert node["node_config"]["MetadataOptions"]["HttpPutResponseHopLimit"] == 1, name
+    assert {"--cap-drop ALL", "--security-opt no-new-privileges"} <= set(
+        config["docker"]["run_options"]
+    )
 
 
 def test_the_cluster_asks_for_a_token(cluster: dict[str, Any]) -> None:
@@ -132,6 +149,32 @@ def test_the_cluster_asks_for_a_token(cluster: dict[str, Any]) -> None:
     assert "--env RAY_AUTH_MODE=token" in config["docker"]["run_options"]
     assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     assert not re.search(r"RAY_AUTH_TOKEN=|HF_TOKEN=|AWS_SECRET", json.dumps(config))
+
+
+def test_workers_get_the_secrets_of_the_mounted_file(
+    cluster: dict[str, Any], tmp_path: Path
+) -> None:
+    """The start commands, run with a `ray` that shows what reaches it."""
+    assert cluster["file_mounts"]["~/.muscle/secrets.env"] == "~/.muscle/secrets.env"
+    (tmp_path / "bin").mkdir()
+    fake = tmp_path / "bin" / "ray"
+    fake.write_text('#!/bin/bash\n[ "$1" = stop ] || echo "token=$HF_TOKEN $*"\n')
+    fake.chmod(0o755)
+    (tmp_path / ".muscle").mkdir()
+    (tmp_path / ".muscle" / "secrets.env").write_text("# hub\nHF_TOKEN=hf_example\n")
+    env = {"HOME": str(tmp_path), "PATH": f"{fake.parent}:/usr/bin:/bin", "RAY_HEAD_IP": "10.0.0.1"}
+
+    def shown(commands: list[str]) -> str:
+        run = ["bash", "-ec", "; ".join(commands)]
+        return subprocess.run(run, env=env, capture_output=True, text=True, check=True).stdout
+
+    workers = shown(cluster["worker_start_ray_commands"])
+    assert workers.startswith("token=hf_example start --address=10.0.0.1:6379 ")
+    # The head does no work, so it needs none of them.
+    assert shown(cluster["head_start_ray_commands"]).startswith("token= start --head ")
+    # An empty file will do.
+    (tmp_path / ".muscle" / "secrets.env").write_text("")
+    assert shown(cluster["worker_start_ray_commands"]).startswith("token= start --address=")
 
 
 def test_only_the_image_brings_software(cluster: dict[str, Any]) -> None:
@@ -149,6 +192,7 @@ def test_ray_start_knows_every_option(cluster: dict[str, Any]) -> None:
     starts = [line for line in lines if "ray start" in line]
     assert len(starts) == 2
     for line in starts:
+        line = line[line.index("ray start") :]
         used = {word.split("=")[0] for word in shlex.split(line) if word.startswith("--")}
         assert used and used <= known
 
@@ -186,6 +230,27 @@ def test_the_image_is_pinned_and_not_root(dockerfile: list[list[str]]) -> None:
     assert "-r requirements.lock" in installs[0] and "--no-deps" in installs[1]
     for word in shlex.split(installs[0])[4:]:
         assert word in ("-r", "requirements.lock") or "==" in word, f"{word} is not pinned"
+
+
+def test_the_image_has_what_the_nodes_mount_and_start(dockerfile: list[list[str]]) -> None:
+    """Folders of mounted files must be the user's, or docker makes them root's."""
+    cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text("utf-8"))
+    (made,) = [words for words in dockerfile if "install -d" in " ".join(words)]
+    for target in cluster["file_mounts"]:
+        folder = str(Path(target.replace("~", "/home/muscle")).parent)
+        assert folder in made, folder
+    packages = {word for words in dockerfile for word in words}
+    assert {"rsync", "openssh-client", "gcc"} <= packages
+    environment = " ".join(word for words in dockerfile if words[0] == "ENV" for word in words)
+    assert "RAY_AUTH_MODE=token" in environment
+
+
+def test_the_image_has_the_version_of_the_project() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text("utf-8"))
+    assert cluster["docker"]["image"].rpartition(":")[2] == project["version"]
+    built = (ROOT / "cluster" / "Dockerfile").read_text("utf-8")
+    assert re.findall(r"muscle:([\d.]+)", built) == [project["version"]]
 
 
 def test_the_image_is_made_of_files_that_exist_and_travel(dockerfile: list[list[str]]) -> None:
@@ -283,7 +348,17 @@ def test_ci_runs_the_tests_and_the_linter() -> None:
 
 @pytest.mark.parametrize(
     "file",
-    ["Makefile", ".ci/run", "requirements.lock", "cluster.yaml", "cluster/Dockerfile"],
+    [
+        "Makefile",
+        ".ci/run",
+        "requirements.lock",
+        "cluster.yaml",
+        "cluster/Dockerfile",
+        "cluster/kuberay/namespace.yaml",
+        "cluster/kuberay/raycluster.yaml",
+        "cluster/kuberay/rayjob-run.yaml",
+        "cluster/kuberay/rayjob-tune.yaml",
+    ],
 )
 def test_no_registry_host_and_no_path_of_one_machine(file: str) -> None:
     text = (ROOT / file).read_text("utf-8").replace("http://127.0.0.1:8265", "")

@@ -13,7 +13,7 @@ ROOT = Path(muscle.__file__).parent
 
 # A module may import from its own layer and from layers above it in this list.
 LAYERS = [
-    ["errors", "types", "__init__"],
+    ["errors", "credentials", "types", "__init__"],
     ["config", "settings", "storage"],
     ["experiment", "tables", "artifacts", "side"],
     ["tasks", "metrics", "losses", "models", "teachers", "testbed"],
@@ -26,10 +26,10 @@ LAYERS = [
     ["results"],
     ["pipeline", "evaluate"],
     ["bench", "search", "trials", "tuned", "tune"],
-    ["display"],
+    ["display", "submission"],
     ["launch"],
-    ["commands"],
-    ["cli", "__main__"],
+    ["commands", "submitting"],
+    ["cli", "cli_jobs", "__main__"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 

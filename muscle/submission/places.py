@@ -1,0 +1,133 @@
+"""What the paths of an experiment mean to a cluster: what it can read, what travels, what can't."""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from muscle.errors import UserError
+from muscle.experiment import refuse_unfilled
+from muscle.storage import join
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+Kind = Literal["model", "adapter", "data", "file", "folder"]
+"""model, adapter, data: large, they lie where all nodes see them. file, folder: a few small
+settings, which travel."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A path in an experiment: the setting's name, its value, what lies there."""
+
+    setting: str
+    value: str
+    kind: Kind
+
+
+def places(raw: dict[str, Any]) -> Iterator[Place]:
+    """Every path that an experiment's settings name, but `storage`."""
+    kinds: list[tuple[str, Kind]] = [
+        ("old.model", "model"),
+        ("new.model", "model"),
+        ("old.adapter", "adapter"),
+        ("new.adapter", "adapter"),
+        ("noise_floor", "adapter"),
+        ("task.train", "data"),
+        ("task.test", "data"),
+        ("task.data_files.train", "data"),
+        ("task.data_files.validation", "data"),
+        ("task.data_files.test", "data"),
+        ("task.include_path", "folder"),
+        ("gate.must_keep", "file"),
+        ("gate.waive", "file"),
+        ("resources.deepspeed", "file"),
+    ]
+    for setting, kind in kinds:
+        value = get(raw, setting)
+        stage = setting == "resources.deepspeed" and not str(value).endswith(".json")
+        if isinstance(value, str) and value and not stage:
+            yield Place(setting, value, kind)
+
+
+def get(raw: Any, setting: str) -> Any:
+    """A setting by its dotted name; None where there is none."""
+    for name in setting.split("."):
+        raw = raw.get(name) if isinstance(raw, dict) else None
+    return raw
+
+
+def put(raw: dict[str, Any], setting: str, value: str) -> None:
+    """Set a setting that is there."""
+    *parents, last = setting.split(".")
+    for name in parents:
+        raw = raw[name]
+    raw[last] = value
+
+
+def elsewhere(value: str) -> bool:
+    """Whether a path names the same place on every machine, as far as can be known.
+
+    An absolute path is a promise that the nodes see it (a shared disk, the image), and what
+    holds a `${NAME}` is read by them.
+    """
+    return "${" in value or "://" in value or os.path.isabs(value)
+
+
+def here(value: str, folder: Path) -> Path | None:
+    """What a path means on this machine: beside the experiment first, as `muscle run` reads it."""
+    for candidate in (folder / value, Path(value).expanduser()):
+        if os.path.exists(candidate):
+            return candidate
+    return None
+
+
+def check_place(place: Place, folder: Path) -> None:
+    """Refuse models, adapters and data that only this machine has.
+
+    Raises:
+        UserError: names the setting, and how the cluster gets to see it.
+    """
+    value = place.value
+    refuse_unfilled(value, f"setting '{place.setting}'")
+    if elsewhere(value) or (place.kind == "model" and value.startswith("testbed:")):
+        return
+    found = here(value, folder)
+    if found is None and place.kind == "model" and _HUB_ID.fullmatch(value):
+        return
+    hub = "a hub id (with a revision), " if place.kind == "model" else ""
+    many = "--recursive " if found is not None and found.is_dir() else ""
+    name = Path(value).expanduser().name
+    state = "is on this machine only" if found is not None else "is a path of this machine"
+    raise UserError(
+        f"setting '{place.setting}' is {value!r}, which {state}: give {hub}an object-storage path "
+        f"or an absolute path that all nodes see, e.g. aws s3 cp {many}{value} s3://BUCKET/{name} "
+        f"and --set {place.setting}=s3://BUCKET/{name}"
+    )
+
+
+def output_of(raw: dict[str, Any], output: str | None, tune: bool) -> str:
+    """Where a submitted run's results go, a place that all nodes see.
+
+    Raises:
+        UserError: there is none, or it is to be filled in.
+    """
+    store = raw.get("storage")
+    mend = (
+        "give an object-storage path or an absolute path that all nodes see (cluster.yaml and "
+        "cluster/kuberay set MUSCLE_STORAGE: --set 'storage=${MUSCLE_STORAGE}')"
+    )
+    if isinstance(store, str):
+        refuse_unfilled(store, "setting 'storage'")
+        if not elsewhere(store):
+            raise UserError(f"setting 'storage' is {store!r}, a path of this machine: {mend}")
+    if output is not None:
+        refuse_unfilled(output, "--output")
+        if not elsewhere(output):
+            raise UserError(f"--output is {output!r}, a path of this machine: {mend}")
+        return output
+    if not isinstance(store, str):
+        raise UserError(f"setting 'storage' is missing, and results would stay on a node: {mend}")
+    return join(store, "runs", f"{raw.get('name')}{'-tune' if tune else ''}")
