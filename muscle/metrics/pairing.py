@@ -250,7 +250,8 @@ def join_sides(sides: Sides, *, common: bool = False) -> dict[str, JoinedTask]:
             raise UserError(
                 f"task {show(missing)} is not in all versions: "
                 f"{_called(sides, has)} has it, {_called(sides, lacks)} has not; "
-                "evaluate every version on the same tasks"
+                "evaluate every version on the same tasks (a plain file in a folder is a task of "
+                "its name: give the file itself where it is called otherwise)"
             )
     if not tables[first]:
         raise UserError("there are no predictions to compare: every version is empty")
