@@ -237,6 +237,19 @@ def test_where_nothing_can_flip(tmp_path: Path) -> None:
     assert said not in run(tmp_path / "out", new, wrong)
 
 
+def test_one_model_twice_is_said(tmp_path: Path) -> None:
+    """A gate lets a file compared with itself pass: whoever named it twice must see that."""
+    said = "old and new agree on every example: are they two models?"
+    one = scores(tmp_path / "one.jsonl", OLD, prediction=["a"] * 10)
+    assert f"note: one: {said}" in run(tmp_path / "out", one, one, max_nfr="0.9")
+    assert said.capitalize() in (tmp_path / "out" / "report.md").read_text()
+    other = scores(tmp_path / "other.jsonl", OLD, prediction=["b"] * 10)
+    assert said not in run(tmp_path / "answers", one, other)  # wrong in other words
+    assert said not in run(tmp_path / "flips", one, scores(tmp_path / "new.jsonl", NEW))
+    graded = scores(tmp_path / "graded.jsonl", [value / 3 for value in OLD])
+    assert said in run(tmp_path / "graded", graded, graded)
+
+
 def test_real_scores(tmp_path: Path) -> None:
     old, new = [0.5, 0.25, 0.75, 0.1], [0.6, 0.25, 0.5, 0.0]
     paths = [scores(tmp_path / f"{n}.jsonl", v) for n, v in (("old", old), ("new", new))]
