@@ -230,9 +230,9 @@ def test_numbers_do_not_depend_on_the_order_of_rows():
 
 def test_ten_thousand_examples_take_seconds():
     predictions = make(n=10_000, continuous=True)
-    start = time.perf_counter()
+    start = time.process_time()  # not the clock, which also counts what others do here
     build_report(predictions, {})
-    assert time.perf_counter() - start < 8  # about 1 s; the bound is for a busy machine
+    assert time.process_time() - start < 8
 
 
 def test_readings():
