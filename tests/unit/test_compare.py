@@ -212,7 +212,7 @@ def test_tasks_are_called_as_the_files_are(tmp_path: Path) -> None:
     assert list(report_of(tmp_path / "c")["tasks"]) == ["mine"]
     # Two folders of one file each: the names are all that tells which task it is.
     med = scores(tmp_path / "med" / "med.jsonl", OLD)
-    with pytest.raises(UserError, match=r"task 'law' is not in all.*give the file itself"):
+    with pytest.raises(UserError, match=r"task 'law' is not in all.*give the files themselves"):
         run(tmp_path / "d", paths[0].parent, med.parent)
     run(tmp_path / "d", paths[0].parent, med, task=("law",))
     assert list(report_of(tmp_path / "d")["tasks"]) == ["law"]
