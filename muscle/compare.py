@@ -341,7 +341,7 @@ def _show(
 ) -> None:
     """What limits the comparison first, then the tables."""
     from muscle.report.table import print_table
-    from muscle.report.verdict import NOTHING_RIGHT, nothing_right
+    from muscle.report.verdict import doubts
 
     notes = dict.fromkeys(
         note
@@ -351,8 +351,7 @@ def _show(
         for note in side.about.get("notes", ())
     )
     for name, task in report["tasks"].items():
-        if nothing_right(task):
-            notes.setdefault(f"{name}: {NOTHING_RIGHT}")
+        notes |= dict.fromkeys(f"{name}: {text}" for text in doubts(task))
         for found in task.get("comparability", ()):
             values = ", ".join(f"{v}: {text}" for v, text in found["values"].items())
             parts = [f"{name}: {found['what']}", values, found.get("note") or ""]

@@ -10,7 +10,7 @@ from muscle.inputs.own import is_own, own_side
 from muscle.inputs.parquet import ParquetColumns
 from muscle.inputs.plain import csv_sides, json_sides, parquet_sides
 from muscle.inputs.sample_log import log_side
-from muscle.inputs.source import Source, find_sources
+from muscle.inputs.source import Source, find_sources, is_folder
 from muscle.side import Side
 
 
@@ -30,8 +30,9 @@ def open_sides(paths: str | Sequence[str], asked: Asked | None = None) -> dict[s
     there: dict[str, None] = {}
     for path in [paths] if isinstance(paths, str) else paths:
         sources = find_sources(path)
+        named = is_folder(path)
         there |= dict.fromkeys(source.task for source in sources if source.task is not None)
-        for side in _folder(sources, asked):
+        for side in _files(sources, asked, named):
             there.setdefault(side.task)
             if asked.tasks and side.task not in asked.tasks:
                 continue
@@ -48,16 +49,18 @@ def open_sides(paths: str | Sequence[str], asked: Asked | None = None) -> dict[s
     return sides
 
 
-def _folder(sources: Sequence[Source], asked: Asked) -> Iterable[Side]:
-    """The sides of the files of a folder; of a task's sample logs only the newest."""
+def _files(sources: Sequence[Source], asked: Asked, named: bool) -> Iterable[Side]:
+    """The sides of files; of a task's sample logs only the newest.
+
+    Args:
+        named: they are a folder's, where a plain file is a task of its own name.
+    """
     newest: dict[str, Source] = {}
     older: dict[str, int] = {}
-    alone = len(sources) == 1
     for source in sources:
         task = source.task
         if task is None:
-            # Among several files, each is a task of the file's name.
-            yield from _sides(source, asked if alone else replace(asked, unnamed=source.stem))
+            yield from _sides(source, replace(asked, unnamed=source.stem) if named else asked)
         elif asked.tasks and task not in asked.tasks:
             continue
         elif task not in newest or source.stamp > newest[task].stamp:

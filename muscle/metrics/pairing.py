@@ -247,10 +247,12 @@ def join_sides(sides: Sides, *, common: bool = False) -> dict[str, JoinedTask]:
         if tables[key].keys() != tables[first].keys():
             missing = sorted(tables[first].keys() ^ tables[key].keys())[0]
             has, lacks = (first, key) if missing in tables[first] else (key, first)
+            mend = "evaluate every version on the same tasks"
+            if len(tables[first]) == len(tables[key]) == 1:
+                mend += ", or give the files themselves where one task's are called differently"
             raise UserError(
                 f"task {show(missing)} is not in all versions: "
-                f"{_called(sides, has)} has it, {_called(sides, lacks)} has not; "
-                "evaluate every version on the same tasks"
+                f"{_called(sides, has)} has it, {_called(sides, lacks)} has not; {mend}"
             )
     if not tables[first]:
         raise UserError("there are no predictions to compare: every version is empty")

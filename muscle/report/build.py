@@ -84,7 +84,8 @@ def report_of(
         with several it holds means over seeds, counts and p are null there, and intervals
         come from a bootstrap that draws the same examples in all seeds. They say how
         sure the mean is for these trained models on other examples; the spread over
-        seeds stands in `by_seed`. A mean is null when one seed's value is.
+        seeds stands in `by_seed`, and `reduction.ci95_seeds` draws the seeds too. A mean is
+        null when one seed's value is.
 
         p (exact McNemar on "old right, new wrong" against "old right, compat wrong") is
         null for several seeds: one example under several seeds is not several

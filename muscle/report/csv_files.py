@@ -110,17 +110,21 @@ def _measures(
     intervals, bounds = entry.get("ci95"), entry.get("bounds95") or {}
     if not isinstance(intervals, Mapping):  # a version's: of its score
         intervals = {"score": intervals}
+    seeds = entry.get("ci95_seeds") or {}
     if not isinstance(bounds, Mapping):
         bounds = {"score": bounds}
     for measure, value in entry.items():
         if isinstance(value, bool) or not isinstance(value, int | float | None):
             continue
-        if measure in ("ci95", "bounds95", "replaced", "histogram"):
+        if measure in ("ci95", "ci95_seeds", "bounds95", "replaced", "histogram"):
             continue
         yield (*where, name, measure, value, *(intervals.get(measure) or (None, None)), n)
         if measure in bounds:
             low, high = bounds[measure] or (None, None)
             yield (*where, name, f"{measure}_bounds95", value, low, high, n)
+        if measure in seeds:
+            low, high = seeds[measure] or (None, None)
+            yield (*where, name, f"{measure}_ci95_seeds", value, low, high, n)
 
 
 def _flips(path: str) -> bytes:

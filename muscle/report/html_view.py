@@ -20,7 +20,6 @@ from muscle.report.closer import (
     slice_rows,
 )
 from muscle.report.page import flat
-from muscle.report.text import p_value, percent
 from muscle.report.verdict import excluded_lines, notes_view, verdict_view
 from muscle.types import VERSIONS
 
@@ -74,7 +73,7 @@ def _task(index: int, name: str, task: Mapping[str, Any]) -> dict[str, Any]:
         "slices": slice_rows(block),
         "slices_note": task.get("slices_note"),
         "replaced": [r for p in pairs if (r := replaced_view(p, block["pairs"][p]))],
-        "tests": _tests(block),
+        "tests": view.tests_in_words(block),
         "percent": view.in_percent(block),
     }
 
@@ -114,30 +113,6 @@ def headline(task: dict[str, Any]) -> list[tuple[str, str, list[Figure]]]:
         ]
         rows.append(("Beyond it, points", "NFR less the noise floor", beyond))
     return [row for row in rows if any(f not in (BLANK, DASH) for f in row[2])]
-
-
-def _tests(task: dict[str, Any]) -> list[str]:
-    """The tests in words: did accuracy change, did compat change the flips."""
-    said = []
-    pairs = [(view.arrow(p), task["pairs"][p]) for p in view.pairs(task)]
-    changed = [f"{name} {p_value(e['gain_p'])}" for name, e in pairs if e.get("gain_p") is not None]
-    if changed:
-        said.append(f"Did accuracy change (exact McNemar)? {', '.join(changed)}.")
-    if task["reduction"] is not None and task["reduction"]["p"] is not None:
-        p = p_value(task["reduction"]["p"])
-        said.append(f"Has compat another number of negative flips than new (exact McNemar)? {p}.")
-    chance = (task.get("chance") or {}).get("score")
-    if chance is not None:
-        said.append(f"Guessing would score {percent(chance)} %.")
-    known = [(name, e) for name, e in pairs if e.get("independent_nfr") is not None]
-    if known:
-        shown = ", ".join(f"{name} {percent(e['independent_nfr'])} %" for name, e in known)
-        said.append(f"NFR if errors had nothing to do with each other: {shown}.")
-    floors = [(name, e) for name, e in known if e.get("least_nfr")]
-    if floors:
-        shown = ", ".join(f"{name} {percent(e['least_nfr'])} %" for name, e in floors)
-        said.append(f"The least NFR that the fall of accuracy allows: {shown}.")
-    return said
 
 
 def _seeds(task: dict[str, Any]) -> list[dict[str, Any]]:

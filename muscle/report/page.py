@@ -153,6 +153,7 @@ def task_view(name: str, task: dict[str, Any]) -> dict[str, Any]:
         "reduction": view.reduction_rows(task),
         "seeds": _seeds(task) if len(task["by_seed"]) > 1 else [],
         "excluded": excluded_lines(task),
+        "tests": view.tests_in_words(task),
         "slices": list(significant_slices(task)),
     }
 

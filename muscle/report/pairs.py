@@ -1,5 +1,6 @@
 """One version, one pair of versions, and what compat changes: their numbers in report.json."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -25,10 +26,12 @@ from muscle.metrics.intervals import (
 )
 from muscle.metrics.pairing import AnyPair, JoinedTask, Pair
 from muscle.metrics.replaced import replaced
-from muscle.report.sums import Seeds, TaskSums, mean_over, number
+from muscle.report.sums import Seeds, TaskSums, mean_over, number, weighted_mean
 from muscle.types import Version
 
 COUNTS = ("both_right", "negative", "positive", "both_wrong_same", "both_wrong_different")
+_UPDATE: Pair = ("old", "new")
+_MENDED: Pair = ("old", "compat")
 REDUCTIONS = ("nfr", "nfr_relative", "relative_nfr", "relative_nfr_relative", "m_g", "m_r")
 
 
@@ -176,28 +179,49 @@ def _relative_bounds(
 
 def reduction_block(sums: TaskSums, seeds: Seeds) -> dict[str, Any] | None:
     """What compat changes against new, both measured from old; ratios of seed means. None
-    without compat."""
+    without compat.
+
+    `ci95` is over examples, for these trained models; `ci95_seeds`, null for one seed, over
+    examples and seeds: what other trainings would have given.
+    """
     if "compat" not in sums.task.versions:
         return None
-    before: Pair = ("old", "new")
-    after: Pair = ("old", "compat")
-    rates = {
-        name: (sums.rate(name, seeds, before), sums.rate(name, seeds, after))
-        for name in ("nfr", "relative_nfr", "m_g", "m_r")
-    }
-    arrays = {name: compat - new for name, (new, compat) in rates.items()}
-    for name in ("nfr", "relative_nfr"):
-        arrays[f"{name}_relative"] = ratio(arrays[name], rates[name][0])
+    before, after = _UPDATE, _MENDED
+    arrays = _reductions(lambda name, pair: sums.rate(name, seeds, pair))
     new, compat = sums.worse(seeds, before), sums.worse(seeds, after)
     one = len(seeds) == 1 and sums.task.n > 0
     return {
         **{name: number(arrays[name][0]) for name in REDUCTIONS},
-        "ci95": {
-            name: None
-            if np.isnan(arrays[name][0])
-            else as_list(percentile_interval(arrays[name][1:]))
-            for name in REDUCTIONS
-        },
+        "ci95": _intervals(arrays),
+        "ci95_seeds": _intervals(_over_seeds(sums, seeds)) if len(seeds) > 1 else None,
         "bounds95": {"nfr": as_list(difference_bounds(compat, new).at())},
         "p": mcnemar_exact(new[0], compat[0]).p if one else None,
+    }
+
+
+def _reductions(rate: Callable[[str, Pair], FloatArray]) -> dict[str, FloatArray]:
+    """`REDUCTIONS`, [1 + draws] each, of rates that are means over seeds."""
+    names = ("nfr", "relative_nfr", "m_g", "m_r")
+    rates = {name: (rate(name, _UPDATE), rate(name, _MENDED)) for name in names}
+    arrays = {name: compat - new for name, (new, compat) in rates.items()}
+    for name in ("nfr", "relative_nfr"):
+        arrays[f"{name}_relative"] = ratio(arrays[name], rates[name][0])
+    return arrays
+
+
+def _over_seeds(sums: TaskSums, seeds: Seeds) -> dict[str, FloatArray]:
+    """The same where each draw takes other seeds too, old, new and compat of one together."""
+    weights = sums.seed_weights(seeds)
+
+    def rate(name: str, pair: Pair) -> FloatArray:
+        each = [RATES[name].compute(sums.pair(s, pair)) for s in seeds]
+        return weighted_mean(np.stack(each), weights)
+
+    return _reductions(rate)
+
+
+def _intervals(arrays: dict[str, FloatArray]) -> dict[str, Any]:
+    return {
+        name: None if np.isnan(arrays[name][0]) else as_list(percentile_interval(arrays[name][1:]))
+        for name in REDUCTIONS
     }

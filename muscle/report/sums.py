@@ -23,6 +23,7 @@ class TaskSums:
 
     def __init__(self, task: JoinedTask, draws: int, seed: int) -> None:
         self.task = task
+        self._seed = seed
         self._columns: dict[tuple[Any, ...], Column] = {}
         for s in task.seeds:
             for version in task.versions:
@@ -99,6 +100,16 @@ class TaskSums:
         formula = RATES[name]
         return mean_over(lambda s: formula.compute(self.pair(s, pair)), seeds)
 
+    def seed_weights(self, seeds: Seeds) -> FloatArray:
+        """How much each seed counts in each draw, [seeds, 1 + draws]: of S seeds S - 1 are drawn
+        with replacement, all the same in row 0. The mean of S draws would vary by (S - 1) / S
+        of what a mean over S seeds does, half of it for two (Rao and Wu 1988)."""
+        drawn, k = len(self._sums) - 1, len(seeds)
+        rng = np.random.default_rng([self._seed, k])
+        counts = rng.multinomial(k - 1, np.full(k, 1 / k), size=drawn)
+        weights = np.concatenate([np.full((1, k), 1 / k), counts / (k - 1)])
+        return np.ascontiguousarray(weights.T)
+
     # --- means of single examples, and how sure they are --------------------------------
 
     @cached_property
@@ -132,6 +143,16 @@ class TaskSums:
 def mean_over(of: Callable[[int], FloatArray], seeds: Seeds) -> FloatArray:
     """The mean over seeds of an array that depends on the seed, [1 + draws]."""
     total: FloatArray = np.mean([of(s) for s in seeds], axis=0)
+    return total
+
+
+def weighted_mean(values: FloatArray, weights: FloatArray) -> FloatArray:
+    """The mean over the first axis, [1 + draws]; what has no weight may be undefined.
+
+    Args:
+        values, weights: [seeds, 1 + draws]; each column of weights sums to 1.
+    """
+    total: FloatArray = np.where(weights > 0, weights * values, 0.0).sum(axis=0)
     return total
 
 

@@ -12,6 +12,7 @@ WORDS = {
     "not enough evidence": ("?", "Not enough evidence"),
 }
 NOTHING_RIGHT = "old has no right answer, so nothing can flip: is it the right filter or metric?"
+NOTHING_NEW = "old and new agree on every example: are they two models?"
 READINGS = 4
 """Tasks whose result is said in words at the top; of more, those with the most flips."""
 LIMITS = {
@@ -149,6 +150,22 @@ def nothing_right(task: Mapping[str, Any]) -> bool:
     return bool(task["n"] and not task.get("continuous") and task["versions"]["old"]["score"] == 0)
 
 
+def nothing_new(task: Mapping[str, Any]) -> bool:
+    """Whether new answers every example as old does, as far as that is known.
+
+    Mostly one model, or one file, was given twice: a gate would let it pass.
+    """
+    pair = task["pairs"]["old->new"]
+    changed = (pair["nfr"], pair["pfr"], pair["nfr_mc"] or 0)
+    return bool(task["n"] and not any(changed))
+
+
+def doubts(task: Mapping[str, Any]) -> list[str]:
+    """Why the numbers may say nothing at all, one line each."""
+    lines = [NOTHING_RIGHT] if nothing_right(task) else []
+    return [*lines, NOTHING_NEW] if nothing_new(task) else lines
+
+
 def excluded_lines(task: Mapping[str, Any]) -> list[str]:
     """What was left out of the numbers, and what is doubtful in them, one line each."""
     lines = []
@@ -158,8 +175,7 @@ def excluded_lines(task: Mapping[str, Any]) -> list[str]:
         )
     if task.get("common_only"):
         lines.append(f"{_examples(task['common_only'])} not in all inputs and left out.")
-    if nothing_right(task):
-        lines.append(NOTHING_RIGHT[0].upper() + NOTHING_RIGHT[1:])
+    lines += [text[0].upper() + text[1:] for text in doubts(task)]
     said: dict[str, list[str]] = {}
     cut: dict[str, list[str]] = {}
     for version, found in (task.get("excluded") or {}).items():

@@ -161,22 +161,21 @@ def count_rows(task: dict[str, Any]) -> list[Row]:
 
 
 def reduction_rows(task: dict[str, Any]) -> list[Row]:
-    """What compat changes, as three cells: value, interval and, in the first row, p."""
+    """What compat changes, as three cells: value, interval and, in the first row, p. With
+    several seeds there is no p; below a row stands its interval over examples and seeds."""
     reduction = task["reduction"]
     if reduction is None:
         return []
     p = "" if reduction["p"] is None else p_value(reduction["p"])
-    return [
-        Row(
-            m.label,
-            (
-                _value(m, reduction[m.key], signed=True),
-                _interval(m, reduction["ci95"][m.key], signed=True),
-                p if m.key == "nfr" else "",
-            ),
-        )
-        for m in REDUCTIONS
-    ]
+    seeds = reduction.get("ci95_seeds") or {}
+    rows = []
+    for m in REDUCTIONS:
+        shown = _interval(m, reduction["ci95"][m.key], signed=True)
+        value = _value(m, reduction[m.key], signed=True)
+        rows.append(Row(m.label, (value, shown, p if m.key == "nfr" else "")))
+        if seeds.get(m.key):
+            rows.append(Row("… over seeds too", ("", _interval(m, seeds[m.key], signed=True), "")))
+    return rows
 
 
 def heading(task: dict[str, Any]) -> str:
@@ -277,3 +276,27 @@ def _relative(reduction: dict[str, Any]) -> str:
     shown = f"{percent(value, 0, True)} % ({percent(low, 0, True)} to {percent(high, 0, True)} %)"
     verdict = ", which is no evidence of a change" if low <= 0 <= high else ""
     return f"; relative NFR, which allows for the accuracy, {shown}{verdict}"
+
+
+def tests_in_words(task: dict[str, Any]) -> list[str]:
+    """Did accuracy change, did compat change the flips, what would chance alone give."""
+    said = []
+    found = [(arrow(p), task["pairs"][p]) for p in pairs(task)]
+    changed = [f"{name} {p_value(e['gain_p'])}" for name, e in found if e.get("gain_p") is not None]
+    if changed:
+        said.append(f"Did accuracy change (exact McNemar)? {', '.join(changed)}.")
+    if task["reduction"] is not None and task["reduction"]["p"] is not None:
+        p = p_value(task["reduction"]["p"])
+        said.append(f"Has compat another number of negative flips than new (exact McNemar)? {p}.")
+    chance = (task.get("chance") or {}).get("score")
+    if chance is not None:
+        said.append(f"Guessing would score {percent(chance)} %.")
+    known = [(name, e) for name, e in found if e.get("independent_nfr") is not None]
+    if known:
+        shown = ", ".join(f"{name} {percent(e['independent_nfr'])} %" for name, e in known)
+        said.append(f"NFR if errors had nothing to do with each other: {shown}.")
+    floors = [(name, e) for name, e in known if e.get("least_nfr")]
+    if floors:
+        shown = ", ".join(f"{name} {percent(e['least_nfr'])} %" for name, e in floors)
+        said.append(f"The least NFR that the fall of accuracy allows: {shown}.")
+    return said

@@ -258,6 +258,18 @@ def test_detail_shows_answers_diff_and_choices(calm: Any, visit: Any) -> None:
         rows = [row.split("\t") for row in table.locator("tbody tr").all_inner_texts()]
         numbers = [float(row[2].replace("−", "-").split()[0]) for row in rows]
         assert ["◀" in row[2] for row in rows].index(True) == numbers.index(max(numbers))
+        # Beside a long name (old, trained again) the verdict stays on one line.
+        lines = page.evaluate("""() => {
+          document.querySelectorAll("#detail .answer header > :first-child")
+            .forEach((name) => { name.textContent = "trained again ".repeat(5); });
+          return [...document.querySelectorAll("#detail .answer header :is(.right, .wrong)")]
+            .map((mark) => {
+              const words = document.createRange();
+              words.selectNodeContents(mark);
+              return words.getClientRects().length;
+            });
+        }""")
+        assert len(lines) > 1 and set(lines) == {1}
         page.locator(".quadrants[data-task='0'] [data-outcome='negative']").click()
         page.locator("#detail summary", has_text="raw response").first.click()
         page.get_by_text("Dialogue: and so on").first.wait_for()

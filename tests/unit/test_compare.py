@@ -210,6 +210,12 @@ def test_tasks_are_called_as_the_files_are(tmp_path: Path) -> None:
     other = scores(tmp_path / "other.jsonl", NEW)
     run(tmp_path / "c", paths[0], other, task=("mine",))
     assert list(report_of(tmp_path / "c")["tasks"]) == ["mine"]
+    # Two folders of one file each: the names are all that tells which task it is.
+    med = scores(tmp_path / "med" / "med.jsonl", OLD)
+    with pytest.raises(UserError, match=r"task 'law' is not in all.*give the files themselves"):
+        run(tmp_path / "d", paths[0].parent, med.parent)
+    run(tmp_path / "d", paths[0].parent, med, task=("law",))
+    assert list(report_of(tmp_path / "d")["tasks"]) == ["law"]
 
 
 def test_all_right_and_all_unscored(tmp_path: Path) -> None:
@@ -229,6 +235,19 @@ def test_where_nothing_can_flip(tmp_path: Path) -> None:
     said = "note: examples: old has no right answer, so nothing can flip: is it the right filter"
     assert said in run(tmp_path / "out", wrong, new)
     assert said not in run(tmp_path / "out", new, wrong)
+
+
+def test_one_model_twice_is_said(tmp_path: Path) -> None:
+    """A gate lets a file compared with itself pass: whoever named it twice must see that."""
+    said = "old and new agree on every example: are they two models?"
+    one = scores(tmp_path / "one.jsonl", OLD, prediction=["a"] * 10)
+    assert f"note: one: {said}" in run(tmp_path / "out", one, one, max_nfr="0.9")
+    assert said.capitalize() in (tmp_path / "out" / "report.md").read_text()
+    other = scores(tmp_path / "other.jsonl", OLD, prediction=["b"] * 10)
+    assert said not in run(tmp_path / "answers", one, other)  # wrong in other words
+    assert said not in run(tmp_path / "flips", one, scores(tmp_path / "new.jsonl", NEW))
+    graded = scores(tmp_path / "graded.jsonl", [value / 3 for value in OLD])
+    assert said in run(tmp_path / "graded", graded, graded)
 
 
 def test_real_scores(tmp_path: Path) -> None:

@@ -243,6 +243,11 @@ def test_a_folder_of_files(tmp_path: Path) -> None:
         "piqa": [1.0],
         "law": [0.0],
     }
+    # The only file of a folder is a task of its name too: law is not compared with medicine.
+    (tmp_path / "piqa.jsonl").rename(tmp_path / "adapter" / "piqa.jsonl")
+    assert list(open_sides(str(tmp_path))) == ["law"]
+    assert list(open_sides(str(tmp_path), Asked(unnamed="other"))) == ["law"]
+    (tmp_path / "adapter" / "piqa.jsonl").rename(tmp_path / "piqa.jsonl")
     jsonl(tmp_path / "piqa.ndjson", ROWS)
     with pytest.raises(UserError, match=r"two files hold task 'piqa': .*piqa\.jsonl and .*ndjson"):
         open_sides(str(tmp_path))
@@ -343,5 +348,5 @@ def test_other_places_than_disks() -> None:
 
     with fsspec.open("memory://inputs/a.jsonl", "wb") as file:
         file.write(LINE)
-    assert open_sides("memory://inputs")["examples"].n == 1
+    assert open_sides("memory://inputs")["a"].n == 1
     assert open_sides("memory://inputs/a.jsonl")["examples"].n == 1

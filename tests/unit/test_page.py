@@ -25,7 +25,7 @@ from muscle.report.charts import ROWS, Dot, DotPlot, draw
 from muscle.report.csv_files import harmless
 from muscle.report.example_rows import OUTCOMES, id_keys, rows_at
 from muscle.report.payload import LONG, make_payload, safe_json, shorten
-from muscle.report.text import visible
+from muscle.report.text import markdown, p_value, visible
 from muscle.report.verdict import is_stale, verdict_view
 
 
@@ -422,6 +422,12 @@ def test_markdown_is_for_pull_requests(folder):
     assert places == sorted(places)
     assert "Which is the heaviest" not in text and "side by side" not in text
     assert "noise floor" in text and "Cut because it did not fit" in text
+    report = json.loads((folder / "report.json").read_text())
+    task = report["tasks"]["testbed_choice"]
+    said = view.tests_in_words(task)
+    assert any(p_value(task["pairs"]["old->new"]["gain_p"]) in line for line in said[:1])
+    assert said[0].startswith("Did accuracy change") and "Guessing would score 25.00 %." in said
+    assert all(f"- {markdown(line)}\n" in text for line in said)
 
 
 def test_markdown_shows_texts_only_where_asked(attacked):
