@@ -154,6 +154,8 @@ def told_of(path: str, error: Exception, verb: str = "read") -> Exception:
             f"{path}: the store can't be reached ({reason}): check the network, and "
             "AWS_ENDPOINT_URL where the store isn't Amazon's; run again, it resumes"
         )
+    if codes == {"400"}:  # an answer to HEAD has no words
+        reason += " (the store doesn't say why; credentials that have expired look so)"
     return StoreError(f"{path} can't be {verb}: {reason}")
 
 

@@ -72,6 +72,9 @@ def check_stored_weights(model: str) -> None:
         UserError: names the file.
     """
     files = {n: f.size for n, f in _with_weights(model).files.items() if n.endswith(".safetensors")}
+    tiny = [name for name, size in files.items() if size <= 8]
+    if tiny:
+        raise _damaged(model, tiny[0])
     ends = dict.fromkeys(files, 8)
     fs, inside = storage.filesystem(model)
     paths = [storage.join(inside, name) for name in files]
