@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +25,11 @@ import psutil
 from muscle import storage
 from muscle.errors import UserError
 
-LEASE_SECONDS = 120
+LEASE_SECONDS = 120.0
 """A lease that wasn't renewed for so long is free to take."""
+
+RETRY_SECONDS = 5.0
+"""How soon a renewal that failed is tried again."""
 
 SHARED = "attempt-shared"
 
@@ -107,6 +110,8 @@ class Store:
     ) -> Artifact:
         """Write the manifest of an attempt whose files are all in place, and drop the others.
 
+        Where another driver was first, its artifact stands and this attempt is dropped.
+
         `known` has {sha256, size} of files, by relative name, that aren't read again here and
         that `find` checks by size alone: whoever reads a big file checks it then.
 
@@ -136,11 +141,27 @@ class Store:
             "inputs": dict(inputs),
             "notes": dict(notes),
         }
-        storage.write_json(storage.join(self.folder(step, key), "manifest.json"), manifest)
+        first = self._put_manifest(step, key, attempt, manifest)
+        if first is not None:
+            return first
         self._remove_losers(step, key, keep=attempt.rsplit("/", 1)[1])
         artifact = Artifact(step, key, attempt, dict(notes))
         self._verified[step, key] = artifact
         return artifact
+
+    def _put_manifest(
+        self, step: str, key: str, attempt: str, manifest: Mapping[str, Any]
+    ) -> Artifact | None:
+        """Name the winner; returns the artifact of who was first, if it is whole."""
+        path = storage.join(self.folder(step, key), "manifest.json")
+        if storage.create_exclusive(path, storage.json_bytes(manifest)):
+            return None
+        first = self.look_again(step, key)
+        if first is not None and first.path != attempt:
+            storage.remove(attempt)
+            return first
+        storage.write_json(path, manifest)  # what it named is gone or altered
+        return None
 
     def _remove_losers(self, step: str, key: str, keep: str) -> None:
         fs, inside = storage.filesystem(self.folder(step, key))
@@ -177,8 +198,9 @@ class Store:
         finally:
             stop.set()
             renewing.join()
-            if (storage.read_json(path) or {}).get("token") == me["token"]:
-                storage.remove(path)
+            with suppress(Exception):  # it ends by itself, and what ended the work matters more
+                if _is_mine(path, me):
+                    storage.remove(path)
 
 
 def open_store(setting: str | None, output: str) -> Store:
@@ -198,13 +220,17 @@ def _take(path: str, me: dict[str, Any]) -> bool:
         if holder is None and storage.exists(path):
             storage.remove(path)
         return False
-    if not _dead(holder):
+    if not _dead(holder) or storage.read_json(path) != holder:
         return False
     storage.remove(path)
     if not storage.create_exclusive(path, _lease_bytes(me)):
         return False
     # Two drivers may both have found the old lease dead: the one whose lease stands has it.
     time.sleep(0.2)
+    return _is_mine(path, me)
+
+
+def _is_mine(path: str, me: Mapping[str, Any]) -> bool:
     return bool((storage.read_json(path) or {}).get("token") == me["token"])
 
 
@@ -222,8 +248,17 @@ def _dead(holder: dict[str, Any]) -> bool:
 
 
 def _renew(path: str, me: dict[str, Any], stop: threading.Event) -> None:
-    while not stop.wait(LEASE_SECONDS / 4):
-        storage.write_bytes(path, _lease_bytes(me))
+    """Keep a lease alive until `stop`, through failures of the store; one that another driver
+    has taken over isn't taken back."""
+    pause = LEASE_SECONDS / 4
+    while not stop.wait(pause):
+        try:
+            if storage.exists(path) and not _is_mine(path, me):
+                return
+            storage.write_bytes(path, _lease_bytes(me))
+            pause = LEASE_SECONDS / 4
+        except Exception:
+            pause = min(RETRY_SECONDS, LEASE_SECONDS / 4)
 
 
 def _intact(folder: str, files: Mapping[str, Mapping[str, Any]]) -> bool:

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 
-from muscle import storage
+from muscle import copies, storage
 from muscle.config import Experiment, VersionConfig
 from muscle.errors import UserError
 from muscle.losses.needs import different_tokenizers, needed_teachers
@@ -32,9 +32,13 @@ def _resolve(version: VersionConfig) -> Base:
     from muscle.models.resolve import resolve_model
 
     ref = resolve_model(version.model)
-    check_files(version.model, version.revision)
-    fingerprint = fingerprint_base(version.model, version.revision)
-    # A hub model's fingerprint is its commit: workers load exactly that.
+    if storage.is_remote(ref):
+        fingerprint = fingerprint_base(ref, version.revision)
+        check_files(ref, fingerprint)
+    else:
+        check_files(version.model, version.revision)
+        fingerprint = fingerprint_base(version.model, version.revision)
+    # A hub model's fingerprint is its commit, a store's what it lists: workers load exactly that.
     revision = None if os.path.isdir(ref) else fingerprint
     base = Base(VersionConfig(model=ref, revision=revision), fingerprint, None)
     return base if version.adapter is None else with_adapter(base, version.adapter, version.model)
@@ -54,10 +58,19 @@ def with_adapter(base: Base, path: str, called: str | None = None) -> Base:
     from muscle.models.load import load_config
 
     model, revision = base.config.model, base.config.revision
-    adapter = storage.fetch(path)
+    # Pinned: whatever machine fetches it later gets what is fingerprinted here.
+    pinned = _pinned(storage.absolute(path))
+    adapter = copies.fetch(pinned)
     check_adapter(adapter, called or model, base.fingerprint, load_config(model, revision))
-    config = base.config.model_copy(update={"adapter": storage.absolute(path)})
+    config = base.config.model_copy(update={"adapter": pinned})
     return Base(config, base.fingerprint, fingerprint_adapter(adapter))
+
+
+def _pinned(path: str) -> str:
+    try:
+        return copies.pin(path)
+    except FileNotFoundError:
+        raise UserError(f"adapter {path!r} does not exist") from None
 
 
 def versions_of(experiment: Experiment) -> list[tuple[str, VersionConfig]]:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from muscle import storage
+from muscle import copies, storage
 from muscle.artifacts import Store, open_store
 from muscle.config import Experiment
 from muscle.errors import UserError
@@ -121,8 +121,8 @@ class Pipeline:
             def write(folder: Path, run: Run = run, trained: Step = trained) -> dict[str, Any]:
                 from muscle.models.interpolation import interpolate_adapters
 
-                new = storage.fetch(self._adapter("new", run))
-                compat = storage.fetch(self.workshop.artifact(trained).path)
+                new = copies.fetch(self._adapter("new", run))
+                compat = copies.fetch(self.workshop.artifact(trained).path)
                 weight = self.experiment.compatibility.interpolation
                 return {"residual": interpolate_adapters(new, compat, weight, str(folder))}
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from muscle import storage
+from muscle import copies, storage
 from muscle.compare import EXAMPLES, REPORT, write_judged, write_numbers
 from muscle.config import Experiment, VersionConfig
 from muscle.metrics.comparable import without_instruction
@@ -143,7 +143,7 @@ class Results:
     def _predictions(self, version: Version, run: Run) -> list[Prediction]:
         step = self.plan.predictions[version, run]
         if self.plan.adapters[version, run] is not None:
-            adapter = Path(storage.fetch(self._adapter(version, run)))
+            adapter = Path(copies.fetch(self._adapter(version, run)))
             storage.upload(adapter, storage.join(self._place(run), version, "adapter"))
         return read_predictions(self.workshop.artifact(step).file("predictions.parquet"))
 
@@ -151,7 +151,7 @@ class Results:
         others = [step for step in self.plan.adapters.values() if step is not None]
         # Another seed's old has its adapter in that seed's folder.
         if again.adapter is not None and again.adapter.key not in {step.key for step in others}:
-            adapter = Path(storage.fetch(self._adapter_again(again)))
+            adapter = Path(copies.fetch(self._adapter_again(again)))
             storage.upload(adapter, storage.join(self._place(run), AGAIN, "adapter"))
         artifact = self.workshop.artifact(again.predictions)
         return read_predictions(artifact.file("predictions.parquet"))
@@ -167,7 +167,7 @@ class Results:
     def _about_again(self, again: Again) -> dict[str, Any]:
         found = {**self._made("old"), "adapter": self._fingerprint(self._adapter_again(again))}
         if again.seed is None or again.adapter is None:
-            return {**found, "adapter_path": again.base.config.adapter}
+            return {**found, "adapter_path": copies.unpinned(str(again.base.config.adapter))[0]}
         return {**found, "seed": again.seed}
 
     def _made(self, version: Version) -> dict[str, Any]:
@@ -182,7 +182,7 @@ class Results:
     def _fingerprint(self, adapter: str) -> str:
         from muscle.models.fingerprint import fingerprint_adapter
 
-        return fingerprint_adapter(storage.fetch(adapter))
+        return fingerprint_adapter(copies.fetch(adapter))
 
     def _place(self, run: Run) -> str:
         """The folder of a run's results: one for each seed where there are several."""

@@ -1,22 +1,27 @@
 """Files on any fsspec path: local, NFS, `s3://`, `gs://`."""
 
-import errno
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import fsspec
-from fsspec.core import url_to_fs
+from fsspec import get_filesystem_class
+from fsspec.asyn import AsyncFileSystem
+from fsspec.core import split_protocol, url_to_fs
 
 from muscle.errors import UserError
+from muscle.remote import FULL, Guarded, told_of
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+_GONE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+_FLAT = ("memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
+"""Stores where a folder is no more than the beginning of names."""
 
 
 def is_remote(path: str) -> bool:
@@ -36,17 +41,26 @@ def join(*parts: str) -> str:
     return "/".join([parts[0].rstrip("/"), *(p.strip("/") for p in parts[1:])])
 
 
-def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+def filesystem(path: str) -> tuple[Any, str]:
     """The file system of a path and the path inside it.
+
+    That of a store raises `StoreError` for whatever goes wrong, and FileNotFoundError or
+    FileExistsError.
 
     Raises:
         UserError: a store whose fsspec driver isn't installed.
     """
+    if not is_remote(path):
+        return url_to_fs(path)
+    protocol = split_protocol(path)[0]
     try:
-        fs, inside = url_to_fs(path)
+        # What other machines write must be seen: a listing is never kept.
+        online = issubclass(get_filesystem_class(protocol), AsyncFileSystem)
+        fs, inside = url_to_fs(path, **({"use_listings_cache": False} if online else {}))
     except (ImportError, ValueError) as error:
-        raise UserError(f"storage {path!r} can't be opened: {error}") from None
-    return fs, inside
+        extra = ": pip install 'muscle-llm[s3]'" if protocol in ("s3", "s3a") else ""
+        raise UserError(f"storage {path!r} can't be opened: {error}{extra}") from None
+    return Guarded(fs, path), inside
 
 
 def exists(path: str) -> bool:
@@ -88,7 +102,12 @@ def read_json(path: str) -> Any | None:
 
 def write_json(path: str, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never a part."""
-    write_bytes(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False).encode() + b"\n")
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """A value as JSON, the same bytes for equal values."""
+    return json.dumps(value, indent=2, sort_keys=True, allow_nan=False).encode() + b"\n"
 
 
 def write_bytes(path: str, data: bytes) -> None:
@@ -117,34 +136,53 @@ def write_bytes(path: str, data: bytes) -> None:
 
 
 def create_exclusive(path: str, data: bytes) -> bool:
-    """Create a file only if it isn't there; False if it is. Stores that can't do that overwrite."""
+    """Create a file only if it isn't there; False if it is. It appears whole.
+
+    On S3 and its like by a conditional put; a store that can't do that may let the later of
+    two writers, who both saw no file, overwrite the other's.
+
+    Raises:
+        UserError: the disk is full, or the place can't be written.
+    """
     fs, inside = filesystem(path)
-    if not is_remote(path):
+    if is_remote(path):
         try:
-            Path(inside).parent.mkdir(parents=True, exist_ok=True)
-            with open(inside, "xb") as file:
-                file.write(data)
+            fs.pipe_file(inside, data, mode="create")
         except FileExistsError:
             return False
-        except OSError as error:
-            raise storage_error(path, error) from None
+        except (TypeError, NotImplementedError, ValueError):
+            if fs.exists(inside):
+                return False
+            fs.pipe_file(inside, data)
         return True
+    temporary = f"{inside}.{uuid.uuid4().hex}.part"
     try:
-        fs.pipe_file(inside, data, mode="create")
+        Path(inside).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+            try:
+                os.link(temporary, inside)
+            except FileExistsError:
+                return False
+            except OSError:  # a file system without links
+                with open(inside, "xb") as file:
+                    file.write(data)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
     except FileExistsError:
         return False
-    except (TypeError, NotImplementedError, ValueError):
-        if fs.exists(inside):
-            return False
-        fs.pipe_file(inside, data)
+    except OSError as error:
+        raise storage_error(path, error) from None
     return True
 
 
 def remove(path: str) -> None:
     """Remove a file or folder if it is there."""
     fs, inside = filesystem(path)
-    if fs.exists(inside):
-        fs.rm(inside, recursive=True)
+    with contextlib.suppress(FileNotFoundError):  # another process was first
+        if fs.exists(inside):
+            fs.rm(inside, recursive=True)
 
 
 def size(path: str) -> int | None:
@@ -178,6 +216,9 @@ def read_all(folder: str, names: Sequence[str]) -> dict[str, bytes]:
     fs, inside = filesystem(folder)
     # Not `cat`, which takes a folder with brackets in its name for a pattern.
     found = fs.cat_ranges([join(inside, name) for name in names], None, None, on_error="return")
+    for data in found:
+        if isinstance(data, Exception) and not isinstance(data, _GONE):
+            raise told_of(folder, data) if is_remote(folder) else data
     return {name: data for name, data in zip(names, found, strict=True) if isinstance(data, bytes)}
 
 
@@ -192,10 +233,27 @@ def disk_free(path: str) -> int | None:
 
 
 def scratch(name: str) -> Path:
-    """This user's place for copies under the temporary directory; its parent is made."""
-    target = Path(tempfile.gettempdir()) / f"muscle-{os.getuid()}" / name
-    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return target
+    """This user's place for copies under the temporary directory; its parent is made, for no
+    one else's eyes.
+
+    Raises:
+        UserError: it is a link or another user's, who could swap what is read from it.
+    """
+    root = Path(tempfile.gettempdir()) / f"muscle-{os.getuid()}"
+    try:
+        with contextlib.suppress(FileExistsError):
+            root.mkdir(parents=True, mode=0o700)
+        found = root.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            raise UserError(
+                f"{root} is not a folder of yours, so copies there could be swapped: remove it, "
+                "or point TMPDIR to a directory of your own"
+            )
+        if stat.S_IMODE(found.st_mode) & 0o077:
+            root.chmod(0o700)
+    except OSError as error:
+        raise storage_error(str(root), error) from None
+    return root / name
 
 
 def upload(folder: Path, target: str) -> dict[str, dict[str, Any]]:
@@ -205,13 +263,15 @@ def upload(folder: Path, target: str) -> dict[str, dict[str, Any]]:
         UserError: the disk is full, or the place can't be written.
     """
     fs, inside = filesystem(target)
+    # Asked for a folder, s3fs would make a missing bucket.
+    flat = is_remote(target) and split_protocol(target)[0] in _FLAT
     files = {}
     try:
-        fs.makedirs(inside, exist_ok=True)
         for file in sorted(p for p in folder.rglob("*") if p.is_file()):
             name = file.relative_to(folder).as_posix()
             destination = join(inside, name)
-            fs.makedirs(destination.rsplit("/", 1)[0], exist_ok=True)
+            if not flat:
+                fs.makedirs(destination.rsplit("/", 1)[0], exist_ok=True)
             fs.put_file(str(file), destination)
             files[name] = {"sha256": sha256(str(file)), "size": file.stat().st_size}
     except OSError as error:
@@ -225,31 +285,11 @@ def download(path: str, target: Path) -> None:
     fs.get_file(inside, str(target))
 
 
-def fetch(path: str) -> str:
-    """A local path with the same content: `path` itself, or a copy of a remote folder or file.
-
-    Copies are kept under the temporary directory by path: for things that never change
-    under their path, as the attempts of artifacts are.
-    """
-    if not is_remote(path):
-        return absolute(path)
-    fs, inside = filesystem(path)
-    digest = hashlib.sha256(path.encode()).hexdigest()[:16]
-    target = scratch(digest)
-    if not target.exists():
-        partial = target.with_name(f"{digest}.{uuid.uuid4().hex}.part")
-        fs.get(inside, str(partial), recursive=True)
-        try:
-            os.replace(partial, target)
-        except OSError:  # another process was first
-            shutil.rmtree(partial, ignore_errors=True)
-    return str(target)
-
-
 def sha256(path: str) -> str:
     """The hex digest of a file's content."""
     digest = hashlib.sha256()
-    with fsspec.open(path, "rb") as file:
+    fs, inside = filesystem(path)
+    with fs.open(inside, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
@@ -257,7 +297,7 @@ def sha256(path: str) -> str:
 
 def is_full(error: OSError) -> bool:
     """Whether a write failed because its disk, or the user's share of it, is full."""
-    return error.errno in _FULL
+    return error.errno in FULL
 
 
 def storage_error(path: str, error: OSError) -> UserError:

@@ -9,15 +9,16 @@ None and the empty list all come back as they went.
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from muscle.copies import fetch
 from muscle.errors import UserError
-from muscle.storage import filesystem, write_bytes
+from muscle.storage import filesystem, is_remote, write_bytes
 from muscle.types import Answer, Output, Prediction, Query, Request, TrainingExample
 
 Row = dict[str, Any]
@@ -191,15 +192,22 @@ def write_queries(path: str | Path, queries: Sequence[Query], group_rows: int = 
 
 
 def group_sizes(path: str | Path) -> list[int]:
-    """How many queries each group of a file has. Raises UserError: no such file, not ours."""
-    with _open(path) as file:
+    """How many queries each group of an artifact's file has. Raises UserError: no such file,
+    not ours."""
+    with _open_copy(path) as file:
         metadata = file.metadata
         return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
 
 
-def read_query_group(path: str | Path, group: int) -> list[Query]:
-    """One group of a file of queries. Raises UserError: no such file, not ours."""
+def count_rows(path: str | Path) -> int:
+    """How many rows a file has. Raises UserError: no such file, not a whole one."""
     with _open(path) as file:
+        return int(file.metadata.num_rows)
+
+
+def read_query_group(path: str | Path, group: int) -> list[Query]:
+    """One group of an artifact's file of queries. Raises UserError: no such file, not ours."""
+    with _open_copy(path) as file:
         return [row_to_query(row) for row in _rows(path, file.read_row_group(group), QUERY_SCHEMA)]
 
 
@@ -283,9 +291,13 @@ def _read(path: str | Path, schema: pa.Schema) -> list[Row]:
 
 @contextmanager
 def _open(path: str | Path) -> Iterator[pq.ParquetFile]:
-    """The Parquet file at a path; what can't be read of it becomes one line."""
+    """The Parquet file at a path; what can't be read of it becomes one line. Of a store it is
+    read at once: piece by piece would be many requests."""
     files, where = filesystem(str(path))
     try:
+        if is_remote(str(path)):
+            yield pq.ParquetFile(pa.BufferReader(files.cat_file(where)))
+            return
         with files.open(where, "rb") as file:
             yield pq.ParquetFile(file)
     except FileNotFoundError as error:
@@ -296,6 +308,12 @@ def _open(path: str | Path) -> Iterator[pq.ParquetFile]:
         # Arrow reports damaged pages as OSErrors without a number.
         what = "can't be read" if error.errno else "is not a whole Parquet file"
         raise UserError(f"{path}: {what}: {reason_line(error)}") from error
+
+
+def _open_copy(path: str | Path) -> AbstractContextManager[pq.ParquetFile]:
+    """The same of an artifact's file that is read group by group, by every worker: of a store
+    this machine keeps a copy. It is under an attempt's own name, and never changes."""
+    return _open(fetch(str(path), unchanging=True))
 
 
 def _rows(path: str | Path, table: pa.Table, schema: pa.Schema) -> list[Row]:

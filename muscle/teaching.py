@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
-from muscle import storage
+from muscle import copies, storage
 from muscle.artifacts import Store
 from muscle.bases import Base
 from muscle.errors import UserError
@@ -183,7 +183,8 @@ class Teaching:
         """What a cache is made of: its key's inputs, and the adapter's weights as they are,
         since an adapter that is trained again under its key is equal up to rounding only."""
         folder = adapter_folder(self.plan, workshop, *self._who(step))
-        return {**step.inputs, "weights": storage.sha256(storage.join(folder, WEIGHTS))}
+        weights = storage.join(copies.fetch(folder), WEIGHTS)
+        return {**step.inputs, "weights": storage.sha256(weights)}
 
 
 def _loss_tokens(plan: Plan) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from muscle import storage
+from muscle import copies, storage
 from muscle.bench import Bench
 from muscle.config import CompatibilityConfig
 from muscle.report.front import front_png
@@ -67,5 +67,5 @@ def _keep_adapters(bench: Bench, settings: CompatibilityConfig) -> None:
     runs = bench.experiment.runs
     for wanted, run in zip(bench.wanted(settings, bench.test, ["compat"]), runs, strict=True):
         seed = f"seed-{run[1]}" if len(runs) > 1 else ""
-        source = Path(storage.fetch(str(wanted.adapter)))
+        source = Path(copies.fetch(str(wanted.adapter)))
         storage.upload(source, storage.join(bench.output, "chosen", seed, "adapter"))

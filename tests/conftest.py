@@ -12,11 +12,13 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import dataclasses
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from s3_server import S3Server, serve
 
 if TYPE_CHECKING:
     from muscle.training.job import TrainJob
@@ -212,3 +214,39 @@ def cached() -> Callable[["TrainJob", Path], "TrainJob"]:
         return dataclasses.replace(job, old=None, teachers=found)
 
     return make
+
+
+S3_ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_MAX_ATTEMPTS": "1",  # a failure is told at once
+}
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """One server for the session; `s3` is what tests take."""
+    server, stop = serve()
+    yield server
+    stop()
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[S3Server]:
+    """An S3-compatible server that the environment leads to; copies go under the test's folder."""
+    import s3fs
+
+    for name, value in {**S3_ENVIRONMENT, "AWS_ENDPOINT_URL": s3_server.url}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3_server.calm()
+    yield s3_server
+    s3_server.calm()
+    s3fs.S3FileSystem.clear_instance_cache()

@@ -9,6 +9,7 @@ that cannot be scored (an empty continuation, one longer than the window, NaN) h
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from muscle.copies import fetch
 from muscle.evaluation.generation import Prompt, generate
 from muscle.evaluation.job import BaseJob, EvaluateJob
 from muscle.models import (
@@ -21,7 +22,6 @@ from muscle.models import (
     using_adapter,
 )
 from muscle.models.encoding import Encoder
-from muscle.storage import fetch
 from muscle.types import Answer, Output, Query, Request, unanswered
 
 Place = tuple[int, int]

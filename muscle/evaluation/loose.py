@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from muscle import storage
+from muscle.copies import fetch
+from muscle.errors import UserError
 from muscle.evaluation.job import Ask, QuerySet
 from muscle.evaluation.requests import Loose
 from muscle.evaluation.units import part
@@ -51,6 +53,8 @@ def read_loose(ask: Ask, group: int) -> dict[Place, Loose]:
         try:
             with fs.open(path, "rb") as file:
                 rows = pq.read_table(file, schema=SCHEMA).to_pylist()
+        except UserError:
+            raise
         except Exception:  # half-written by a store without atomic writes
             fs.rm(path)
             continue
@@ -76,8 +80,7 @@ def assemble(queries: QuerySet, ask: Ask, group: int) -> bool:
 
 def kinds(queries: QuerySet, groups: Sequence[int]) -> dict[int, set[str]]:
     """group -> the kinds of request in it. Reads no texts."""
-    fs, inside = storage.filesystem(queries.queries)
-    with fs.open(inside, "rb") as opened:
+    with open(fetch(queries.queries, unchanging=True), "rb") as opened:
         file = pq.ParquetFile(opened)
         # The leaf's whole path depends on the writer ("list.element", "list.item").
         leaves = [file.schema.column(i).path for i in range(len(file.schema))]

@@ -187,10 +187,11 @@ def generation_defaults(model: str, revision: str | None) -> dict[str, Any]:
     to requests that bring settings of their own, and transformers does."""
     from transformers import GenerationConfig
 
-    from muscle.models import load_config, resolve_model
+    from muscle.models import load_config, open_model
 
+    ref, at = open_model(model, revision, weights=False)
     try:
-        config = GenerationConfig.from_pretrained(resolve_model(model), revision=revision or "main")
+        config = GenerationConfig.from_pretrained(ref, revision=at or "main")
     except OSError:  # it has none: as transformers does
         config = GenerationConfig.from_model_config(load_config(model, revision))
     return own_settings(config)

@@ -15,7 +15,8 @@ from typing import Protocol
 from muscle import storage
 from muscle.errors import UserError, breaks_device
 from muscle.evaluation.job import Ask, BaseJob, EvaluateJob, QuerySet
-from muscle.tables import group_sizes, read_answers, read_query_group, write_answers
+from muscle.remote import StoreError
+from muscle.tables import count_rows, group_sizes, read_answers, read_query_group, write_answers
 from muscle.types import Answer, Query
 
 Unit = tuple[int, int]
@@ -216,7 +217,9 @@ def _whole_parts(ask: Ask) -> dict[int, int]:
         if not name.endswith(".parquet"):
             continue
         try:
-            rows = sum(group_sizes(storage.join(ask.answers, name)))
+            rows = count_rows(storage.join(ask.answers, name))
+        except StoreError:  # not to be had, which says nothing of it
+            raise
         except UserError:  # half-written by a store without atomic writes
             fs.rm(path)
         else:

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from muscle import storage
+from muscle import copies, storage
 from muscle.errors import UserError
 from muscle.evaluation.job import BaseJob
 from muscle.models.fingerprint import read_adapter_config
-from muscle.models.resolve import resolve_model
+from muscle.models.resolve import open_model
 
 GPU_ADAPTERS = 8
 """Adapters side by side on the GPU; more wait in the host's memory."""
@@ -42,9 +42,11 @@ def engine_settings(
         one_machine: whether engines see this machine's files.
 
     Raises:
-        UserError: an adapter, or a dtype with adapters, that vLLM can't run.
+        UserError: an adapter, or a dtype with adapters, that vLLM can't run; a base or adapter
+            on a store, where engines run on other machines.
     """
-    model, revision = resolve_model(base.base.model), base.base.revision
+    _check_seen("base", base.base.model, one_machine)
+    model, revision = open_model(base.base.model, base.base.revision)
     engine: dict[str, Any] = {
         "dtype": dtype,
         "max_model_len": window,
@@ -77,12 +79,22 @@ def engine_settings(
 
 def _local_adapter(path: str, one_machine: bool) -> str:
     """An adapter's directory on the engines' machines, where ray.data.llm opens it by path."""
+    _check_seen("adapter", path, one_machine)
+    return copies.fetch(path)
+
+
+def _check_seen(what: str, path: str, one_machine: bool) -> None:
+    """Refuse what engines on other machines would have to fetch: vLLM opens paths."""
     if storage.is_remote(path) and not one_machine:
-        raise UserError(
-            f"backend 'vllm' reads adapters by path and {path!r} is none: keep artifacts in a "
-            "folder that all machines share (storage), or use --backend transformers"
+        mend = (
+            "keep artifacts in a folder that all machines share (storage)"
+            if what == "adapter"
+            else "name a hub id or a folder that all machines share"
         )
-    return storage.fetch(path)
+        raise UserError(
+            f"backend 'vllm' reads {what}s by path and {path!r} is none: {mend}, or use "
+            "--backend transformers"
+        )
 
 
 def _rank(path: str) -> int:

@@ -111,7 +111,9 @@ def _read(path: str) -> bytes:
 
 
 def _unreadable(path: str, error: Exception) -> UserError:
-    """Stores raise errors of their own libraries: whatever it is, the file wasn't to be had."""
+    """Whatever it is, the file wasn't to be had."""
+    if isinstance(error, UserError):  # a store's
+        return error
     said = error.strerror if isinstance(error, OSError) else None
     reason = one_line(said or str(error) or type(error).__name__, 200)
     return UserError(f"{path} can't be read: {reason}")

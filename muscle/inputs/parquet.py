@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from muscle.copies import fetch
 from muscle.errors import UserError
-from muscle.storage import filesystem
 from muscle.tables import reason_line
 
 # Small enough that no chunk of texts comes near the 2 GB that a string array can hold.
@@ -42,9 +42,9 @@ class ParquetColumns:
 
     @contextmanager
     def _open(self) -> Iterator[pq.ParquetFile]:
-        files, where = filesystem(self.path)
         try:
-            with files.open(where, "rb") as file:
+            # Of a store's file a copy: each column is read by itself.
+            with open(fetch(self.path), "rb") as file:
                 yield pq.ParquetFile(file)
         except FileNotFoundError:
             raise UserError(f"{self.path}: there is no such file") from None

@@ -2,6 +2,7 @@
 
 import os
 import queue
+import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Sequence
@@ -12,7 +13,6 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from muscle import storage
 from muscle.config import ResourcesConfig
 from muscle.errors import UserError
 from muscle.launch import cluster
@@ -92,6 +92,9 @@ def _train(job: TrainJob, resources: ResourcesConfig, width: int, board: Any) ->
         "resources_per_worker": dict(ask.bundle),
         "label_selector": dict(ask.labels) or None,
     }
+    # What Ray Train writes of its own dies with it, and checkpoints are ours: so it needs no
+    # store, and no client of its own for one.
+    scratch = tempfile.TemporaryDirectory(prefix="muscle-train-")
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
@@ -103,7 +106,7 @@ def _train(job: TrainJob, resources: ResourcesConfig, width: int, board: Any) ->
         scaling_config=ScalingConfig(**scaling),
         run_config=RunConfig(
             name=run_id,
-            storage_path=storage.join(job.checkpoints, "ray"),
+            storage_path=scratch.name,
             failure_config=FailureConfig(max_failures=resources.max_failures),
         ),
     )
@@ -114,6 +117,8 @@ def _train(job: TrainJob, resources: ResourcesConfig, width: int, board: Any) ->
         if said is not None:
             raise said from None
         raise UserError(f"{job.title} failed: {_reason(error)}") from error
+    finally:
+        scratch.cleanup()
 
 
 def _workers(resources: ResourcesConfig) -> int | tuple[int, int]:

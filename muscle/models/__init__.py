@@ -28,7 +28,7 @@ from muscle.models.load import (
     load_config,
     load_tokenizer,
 )
-from muscle.models.resolve import resolve_model
+from muscle.models.resolve import open_model, resolve_model
 from muscle.models.structure import check_structure, hidden_states, project
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "load_head",
     "load_tokenizer",
     "new_adapter",
+    "open_model",
     "project",
     "resolve_model",
     "same_tokenizer",

@@ -33,11 +33,12 @@ def check_adapter(path: str, base: str, base_fingerprint: str | None, hf_config:
     shapes = tensor_shapes(path)
     noted = noted_fingerprint(path)
     made_for = config.get("base_model_name_or_path") or "an unnamed base"
-    if noted is not None and base_fingerprint is not None:
+    if noted and base_fingerprint and _one_kind(noted, base_fingerprint):
         if noted != base_fingerprint:
             raise UserError(
                 f"adapter {path!r} was made for another base: it was trained on {made_for!r} "
                 f"(fingerprint {noted[:12]}), not on {base!r} (fingerprint {base_fingerprint[:12]})"
+                f"; if that is the same base, stored again, delete the adapter's {NOTE}"
             )
     elif looks_like_hub_id(str(made_for)) and looks_like_hub_id(base) and made_for != base:
         raise UserError(
@@ -50,6 +51,13 @@ def check_adapter(path: str, base: str, base_fingerprint: str | None, hf_config:
             f"adapter {path!r} was made for another base ({made_for!r}) and does not fit "
             f"{base!r}: {problem}"
         )
+
+
+def _one_kind(first: str, second: str) -> bool:
+    """Whether two fingerprints can tell bases apart: a directory's is of contents, a hub id's a
+    commit, a store's of what it lists."""
+    kinds = {20, 40, 64}  # their lengths
+    return not {len(first), len(second)} <= kinds or len(first) == len(second)
 
 
 def _check_kind(path: str, config: dict[str, Any]) -> None:

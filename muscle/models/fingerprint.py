@@ -10,19 +10,8 @@ from typing import Any
 
 from muscle.errors import UserError
 from muscle.models.resolve import resolve_model
-
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
+from muscle.models.stored import TOKENIZER_FILES, stored_revision
+from muscle.storage import is_remote
 
 # Only what changes the adapter's function; not names, versions or bookkeeping.
 _ADAPTER_FIELDS = (
@@ -67,14 +56,17 @@ def fingerprint_base(model: str, revision: str | None = None) -> str:
     """What identifies a base model's weights, config and tokenizer.
 
     A directory: sha256 over names and contents of config.json, the safetensors (with
-    their index) and the tokenizer's files; a hub id: its commit hash, which is also a
-    valid `revision`, so load with it what was fingerprinted.
+    their index) and the tokenizer's files; a hub id: its commit hash; a folder on a store:
+    a hash of what it lists. The last two are also a valid `revision`, so load with it what
+    was fingerprinted.
 
     Raises:
         UserError: no such directory or hub model, hub unreachable and nothing cached,
             or a directory without config.json or without safetensors.
     """
     ref = resolve_model(model)
+    if is_remote(ref):
+        return stored_revision(ref, revision)
     if not os.path.isdir(ref):
         return _hub_commit(ref, revision)
     return _combine((path.name, _digest(path)) for path in base_files(Path(ref)))
@@ -101,14 +93,14 @@ def base_files(directory: Path) -> list[Path]:
             f"model directory {str(directory)!r} has no *.safetensors{why}: "
             "save the model with save_pretrained(..., safe_serialization=True)"
         )
-    names = ["config.json", "model.safetensors.index.json", *_TOKENIZER_FILES]
+    names = ["config.json", "model.safetensors.index.json", *TOKENIZER_FILES]
     others = [directory / name for name in names if (directory / name).is_file()]
     return sorted({*weights, *others, *directory.glob("*.tiktoken")})
 
 
 def has_tokenizer(directory: Path) -> bool:
     """Whether a local model brings any tokenizer; a chat template alone is none."""
-    names = [name for name in _TOKENIZER_FILES if not name.startswith("chat_template")]
+    names = [name for name in TOKENIZER_FILES if not name.startswith("chat_template")]
     return any((directory / n).is_file() for n in names) or any(directory.glob("*.tiktoken"))
 
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from muscle.errors import UserError
 from muscle.models.fingerprint import base_files, has_tokenizer
-from muscle.models.resolve import resolve_model
+from muscle.models.resolve import open_model, resolve_model
+from muscle.models.stored import check_stored_weights
+from muscle.storage import is_remote
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +27,7 @@ def load_config(
     """
     from transformers import AutoConfig
 
-    ref = _checked(model, weights)
+    ref, revision = _checked(model, revision, weights)
     try:
         return AutoConfig.from_pretrained(ref, revision=revision, trust_remote_code=False)
     except Exception as error:
@@ -42,7 +44,7 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
-    ref = _checked(model, weights)
+    ref, revision = _checked(model, revision, weights)
     if os.path.isdir(ref) and not has_tokenizer(Path(ref)):
         raise UserError(
             f"model directory {model!r} has no tokenizer files: copy tokenizer.json and "
@@ -66,9 +68,11 @@ def check_files(model: str, revision: str | None = None) -> None:
     """
     from safetensors import SafetensorError, safe_open
 
-    ref = _checked(model)
+    ref = resolve_model(model)
     load_config(model, revision)
     load_tokenizer(model, revision)
+    if is_remote(ref):
+        check_stored_weights(ref)
     if not os.path.isdir(ref):
         return
     for path in sorted(Path(ref).glob("*.safetensors")):
@@ -90,7 +94,7 @@ def load_base(
     """A base model, frozen and in evaluation mode.
 
     Args:
-        model: a directory, a hub id or `testbed:NAME`.
+        model: a directory, a folder on a store, a hub id or `testbed:NAME`.
         dtype: "float32", "bfloat16" or "float16".
         device: where to put it; None leaves it where transformers loads it (as
             DeepSpeed ZeRO-3 wants it).
@@ -101,7 +105,7 @@ def load_base(
     """
     from transformers import AutoModelForCausalLM
 
-    ref = _checked(model)
+    ref, revision = _checked(model, revision, load=True)
     try:
         with _no_progress_bar():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -141,12 +145,19 @@ def torch_dtype(dtype: str) -> "torch.dtype":
     return getattr(torch, dtype)
 
 
-def _checked(model: str, weights: bool = True) -> str:
-    """`model` resolved; a directory must hold a config, safetensors (`weights`), no adapter."""
-    ref = resolve_model(model)
+def _checked(
+    model: str, revision: str | None, weights: bool = True, load: bool = False
+) -> tuple[str, str | None]:
+    """Of `open_model`; a directory must hold a config, safetensors (`weights`), no adapter.
+
+    load: the weights are wanted, not only that there are some.
+    """
+    ref, revision = open_model(model, revision, load)
     if os.path.isdir(ref):
-        # Without its config a directory is refused in the same words either way.
-        if weights or not (Path(ref) / "config.json").is_file():
+        # Without its config a directory is refused in the same words either way. That a store
+        # has weights is known without a copy of them.
+        here = weights and (load or not is_remote(model))
+        if here or not (Path(ref) / "config.json").is_file():
             base_files(Path(ref))
         # transformers would quietly put such an adapter on the base.
         if (Path(ref) / "adapter_config.json").is_file():
@@ -154,7 +165,7 @@ def _checked(model: str, weights: bool = True) -> str:
                 f"model directory {model!r} also holds an adapter (adapter_config.json): "
                 "move it away and name it under 'adapter'"
             )
-    return ref
+    return ref, revision
 
 
 def _explain(error: BaseException) -> str:

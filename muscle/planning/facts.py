@@ -6,7 +6,7 @@ Reckoning again under other resources only asks for other shapes, and those are 
 from dataclasses import dataclass, field
 from typing import Any
 
-from muscle import storage
+from muscle import copies, storage
 from muscle.config import AdapterConfig, Experiment, ResourcesConfig, VersionConfig
 from muscle.errors import UserError
 from muscle.losses.needs import different_tokenizers, needed_teachers
@@ -215,7 +215,7 @@ def _models(
     """A version's base as it is trained and as it is asked; equal shapes are built once."""
     adapter: AdapterConfig | str = experiment.adapter
     if version.adapter is not None:
-        adapter = storage.fetch(version.adapter)
+        adapter = copies.fetch(version.adapter)
         check_adapter(adapter, version.model, None, config)
 
     def model(dtype: str, fp32_adapter: bool) -> MetaModel:

@@ -17,7 +17,7 @@ class Row(NamedTuple):
 def read_rows(path: str, setting: str) -> list[Row]:
     """All rows of a `.parquet` file, or of a JSONL file with any other name.
 
-    `path` is local or any fsspec URL; gzip and the like are told by the name.
+    `path` is local or on any store; gzip and the like are told by the name.
     `setting` is the setting that named the file, for the messages.
 
     Raises:
@@ -25,10 +25,16 @@ def read_rows(path: str, setting: str) -> list[Row]:
     """
     import fsspec
 
+    from muscle.copies import fetch
+
     parquet = path.endswith(".parquet")
     try:
+        local = fetch(path)  # of a store's file a copy, which all processes here read
+    except UserError as error:
+        raise UserError(f"setting '{setting}': {error}") from None
+    try:
         compression = None if parquet else "infer"
-        with fsspec.open(path, "rb", compression=compression) as stream:
+        with fsspec.open(local, "rb", compression=compression) as stream:
             rows = _parquet(stream) if parquet else _json_lines(stream, path)
     except FileNotFoundError:
         raise UserError(f"setting '{setting}': the file {path} does not exist") from None

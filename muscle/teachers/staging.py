@@ -4,25 +4,25 @@ TMP/muscle-UID/teachers-…/000000.safetensors   a copy, whole as soon as it has
 TMP/muscle-UID/teachers-…/users/PID-…          who reads here; the last one removes all
 """
 
-import fcntl
 import hashlib
-import shutil
-import time
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import psutil
-
 from muscle import storage
+from muscle.copies import (
+    DamagedError,
+    copy_checked,
+    gigabytes,
+    locked,
+    make_room,
+    mark,
+    remove_unused,
+)
 from muscle.errors import UserError
+from muscle.remote import StoreError
 from muscle.teachers.shards import note_of
-
-ATTEMPTS = 3
-"""How often a copy that fails or arrives altered is made again."""
 
 PREFIX = "teachers-"
 
@@ -88,16 +88,12 @@ class Staged:
         text = "\n".join([folder, *(f"{n} {c.sha256}" for n, c in sorted(files.items()))])
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         self.folder = storage.scratch(f"{PREFIX}{digest}")
-        me = psutil.Process()
-        name = f"{me.pid}-{int(me.create_time() * 1000)}-{uuid.uuid4().hex[:8]}"
-        self.marker = self.folder / "users" / name
-        with _locked(self.folder.with_name("teachers.lock")):
+        with locked(self.folder.with_name("teachers.lock")):
             for other in self.folder.parent.glob(f"{PREFIX}*"):
                 if other != self.folder:
-                    _remove_unused(other)
+                    remove_unused(other)
             check_room([self])
-            self.marker.parent.mkdir(parents=True, exist_ok=True)
-            self.marker.touch()
+            self.marker = mark(self.folder)
 
     def lacking(self) -> int:
         """Bytes that are still to be copied."""
@@ -110,43 +106,21 @@ class Staged:
         if target.exists():
             return target
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(self.folder / f"{name}.lock"):
+        with locked(self.folder / f"{name}.lock"):
             if target.exists():
                 return target
-            partial = target.with_name(f"{name}.part")
+            source = storage.join(self.source, name)
             try:
-                self._copy(name, partial)
-                partial.replace(target)
-            except OSError as error:
-                raise storage.storage_error(str(target), error) from None
-            finally:
-                partial.unlink(missing_ok=True)
+                copy_checked(source, target, lambda path: _holds(path, self.files[name]))
+            except DamagedError:
+                raise damaged(self.source, name) from None
         return target
-
-    def _copy(self, name: str, partial: Path) -> None:
-        source = storage.join(self.source, name)
-        for attempt in range(ATTEMPTS):
-            try:
-                storage.download(source, partial)
-            except FileNotFoundError:
-                break
-            except OSError as error:
-                if storage.is_full(error):
-                    raise
-                if attempt == ATTEMPTS - 1:
-                    reason = " ".join(str(error).split())[:200]
-                    raise UserError(f"{source} can't be read: {reason}") from None
-                time.sleep(0.1 * 4**attempt)
-                continue
-            if _holds(partial, self.files[name]):
-                return
-        raise damaged(self.source, name)
 
     def close(self) -> None:
         """Leave; the last process to leave removes the copies."""
-        with _locked(self.folder.with_name("teachers.lock")):
+        with locked(self.folder.with_name("teachers.lock")):
             self.marker.unlink(missing_ok=True)
-            _remove_unused(self.folder)
+            remove_unused(self.folder)
 
 
 def check_room(places: Sequence[Place]) -> None:
@@ -157,11 +131,12 @@ def check_room(places: Sequence[Place]) -> None:
     """
     needed = sum(place.lacking() for place in places)
     scratch = storage.scratch("")
-    free = storage.disk_free(str(scratch))
+    free = make_room(needed)
     if free is not None and needed > free:
         raise UserError(
-            f"teacher caches need {_gb(needed)} of local disk and {scratch} has {_gb(free)} "
-            "free: point TMPDIR to a larger disk, or --set resources.teachers=online"
+            f"teacher caches need {gigabytes(needed)} of local disk and {scratch} has "
+            f"{gigabytes(free)} free: point TMPDIR to a larger disk, or "
+            "--set resources.teachers=online"
         )
 
 
@@ -171,7 +146,7 @@ def damaged(folder: str, name: str) -> UserError:
     try:
         storage.remove(note_of(path))
         storage.remove(path)
-    except OSError:
+    except (OSError, StoreError):
         return UserError(
             f"{path} of the teacher cache is damaged and can't be removed: delete it and "
             f"{note_of(name)}, and run again"
@@ -193,30 +168,3 @@ def _holds(path: Path, content: Content) -> bool:
     except OSError as error:
         reason = " ".join(str(error.strerror or error).split())[:200]
         raise UserError(f"{path} can't be read: {reason}") from None
-
-
-def _remove_unused(folder: Path) -> None:
-    """Remove a folder of copies that no living process reads; its lock is held."""
-    if not any(_alive(marker) for marker in folder.glob("users/*")):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _alive(marker: Path) -> bool:
-    """Whether the process that left a marker still runs: a process id alone comes again."""
-    pid, began, _ = marker.name.split("-")
-    try:
-        return abs(psutil.Process(int(pid)).create_time() * 1000 - int(began)) < 1000
-    except psutil.Error:
-        return False
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock among all processes of this machine; it goes with its process."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.3g} GB"

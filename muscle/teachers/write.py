@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
-from muscle import storage
+from muscle import copies, storage
 from muscle.errors import UserError
 from muscle.models.adapters import attach_adapter, head_is_adapted, using_adapter
 from muscle.models.compatibility import check_adapter
@@ -52,7 +52,7 @@ class Writer:
         check_structure(self.model)
         self.hidden_size = int(self.model.get_output_embeddings().weight.shape[1])
         for number, ask in enumerate(base.asks):
-            path = storage.fetch(ask.adapter)
+            path = copies.fetch(ask.adapter)
             check_adapter(path, name, None, self.model.config)
             self.model = attach_adapter(self.model, path, _adapter(number))
         if base.asks and head_is_adapted(self.model):

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from muscle import storage
+from muscle import copies, storage
 from muscle.errors import NotFiniteError
 from muscle.models.adapters import write_adapter
 from muscle.training.checkpoint import TrainState, record_lines
@@ -73,7 +73,7 @@ def check_weights(role: str, weights: Mapping[str, Tensor], expected: Iterable[s
 
 def _keep_config(start: str, folder: Path) -> None:
     """Put the start adapter's configuration in place of PEFT's rewriting of it."""
-    source = Path(storage.fetch(start)) / "adapter_config.json"
+    source = Path(copies.fetch(start)) / "adapter_config.json"
     fields = json.loads(source.read_text(encoding="utf-8"))
     fields["inference_mode"] = True
     text = json.dumps(fields, indent=2, sort_keys=True) + "\n"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from muscle.config import CompatibilityConfig, VersionConfig
+from muscle.copies import fetch
 from muscle.errors import UserError
 from muscle.losses.distillation import (
     LossSums,
@@ -29,7 +30,6 @@ from muscle.models.head import Head, head_of
 from muscle.models.load import load_base, load_tokenizer
 from muscle.models.sequences import Batch
 from muscle.models.structure import check_structure, hidden_states
-from muscle.storage import fetch
 from muscle.training.job import TrainJob
 from muscle.types import Version
 

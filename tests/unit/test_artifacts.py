@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from muscle import artifacts, storage
+from muscle import artifacts, copies, storage
 from muscle.artifacts import Store, key_of
 from muscle.errors import UserError
 
@@ -143,9 +143,20 @@ def test_the_shared_attempt_outlives_other_attempts(tmp_path: Path) -> None:
     shared = store.shared_attempt("step", "k")
     assert shared == Store(str(tmp_path)).shared_attempt("step", "k")
     storage.write_bytes(storage.join(shared, "000000.bin"), b"kept")
-    loser = put(store, "k")
-    put(store, "k", "again")
-    assert not loser.exists() and (Path(shared) / "000000.bin").exists()
+    put(store, "k")
+    assert (Path(shared) / "000000.bin").exists()
+
+
+def test_the_first_of_two_drivers_wins(tmp_path: Path) -> None:
+    """Whoever lost its lease while it worked finds the other's artifact, and drops its own."""
+    first = put(Store(str(tmp_path)), "k")
+    store = Store(str(tmp_path))
+    second = store.new_attempt("step", "k")
+    storage.write_bytes(storage.join(second, "a.txt"), b"rounded otherwise")
+    assert store.commit("step", "k", second, {}, {}).path == str(first)
+    assert not Path(second).exists()
+    found = Store(str(tmp_path)).find("step", "k")
+    assert found is not None and found.path == str(first) and found.notes == {"n": 2}
 
 
 @pytest.mark.parametrize("name", ["plain", "with [brackets] * and space"])
@@ -224,6 +235,6 @@ def test_remote_folders_are_fetched(tmp_path: Path) -> None:
 
     fs = fsspec.filesystem("memory")
     fs.pipe_file(f"/remote-{os.getpid()}/x/a.txt", b"hello")
-    local = Path(storage.fetch(f"memory://remote-{os.getpid()}/x"))
+    local = Path(copies.fetch(f"memory://remote-{os.getpid()}/x"))
     assert (local / "a.txt").read_bytes() == b"hello"
-    assert storage.fetch(str(tmp_path)) == str(tmp_path)
+    assert copies.fetch(str(tmp_path)) == str(tmp_path)

@@ -218,7 +218,8 @@ def test_a_failed_write_loses_nothing_that_was_saved(
     fs, inside = storage.filesystem(folder)
     before = {p: fs.cat_file(p) for p in fs.find(inside)}
     left = [failing]
-    put, write = type(fs).put_file, storage.write_bytes
+    kind = fsspec.get_filesystem_class("memory" if place == "memory" else "file")
+    put, write = kind.put_file, storage.write_bytes
 
     def failing_put(self: Any, source: str, target: str, *rest: Any, **more: Any) -> None:
         left[0] -= 1
@@ -233,7 +234,7 @@ def test_a_failed_write_loses_nothing_that_was_saved(
             raise storage.storage_error(path, error) if isinstance(error, OSError) else error
         write(path, data)
 
-    monkeypatch.setattr(type(fs), "put_file", failing_put)
+    monkeypatch.setattr(kind, "put_file", failing_put)
     monkeypatch.setattr(storage, "write_bytes", failing_write)
     with pytest.raises(UserError) as caught:
         save_state(folder, state_after(2, epoch=1))
