@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,14 +46,11 @@ def main() -> None:
         "epochs": EPOCHS,
         "rows": SIZES,
         "runs": runs,
-        **per_unit(runs),
         "shards": shards(),
         "load_average_before": record.load_average(),
     }
     path = record.write_result(args.name, result)
-    print(
-        json.dumps({k: result[k] for k in ("fixed", "each_unit", "each_save", "shards")}, indent=1)
-    )
+    print(json.dumps(per_unit(runs), indent=1))
     print(path.relative_to(record.ROOT))
 
 
@@ -155,28 +152,33 @@ def counting_server() -> Iterator[Seen]:
         server.shutdown()
 
 
-def per_unit(runs: dict[str, Any]) -> dict[str, Any]:
-    """Requests of one more unit of each step, of one checkpoint, and what stays.
+def per_unit(runs: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Requests by kind: of one shard, of one group of one version, of one checkpoint, and of an
+    update whatever its size.
 
-    The teachers' steps have ceil(0.8 rows / 128) shards each, evaluations ceil(rows / 128) groups.
+    Two teachers have ceil(0.8 rows / 128) shards each, three versions ceil(rows / 128) groups.
     """
-    units = {
-        size: {"teachers": -(-int(0.8 * rows) // UNIT), "predictions": -(-rows // UNIT)}
-        for size, rows in SIZES.items()
+    shards = {size: 2 * -(-int(0.8 * rows) // UNIT) for size, rows in SIZES.items()}
+    groups = {size: 3 * -(-rows // UNIT) for size, rows in SIZES.items()}
+    small, large = (runs[size]["requests"] for size in ("small", "large"))
+    kinds = sorted({kind for counts in large.values() for kind in counts})
+
+    def slope(steps: Sequence[str], units: dict[str, int]) -> dict[str, float]:
+        more = {k: sum(large[s].get(k, 0) - small[s].get(k, 0) for s in steps) for k in kinds}
+        return {k: v / (units["large"] - units["small"]) for k, v in more.items()}
+
+    # What is deleted at once names no step: those are the parts and claims of evaluations.
+    shard, group = slope(["teacher"], shards), slope(["predictions", "queries", "root"], groups)
+    saves, all_saves = small["checkpoints"], runs["small"]["saves"]
+    total = {k: sum(c.get(k, 0) for s, c in small.items() if s != "checkpoints") for k in kinds}
+    return {
+        "shard": shard,
+        "group": group,
+        "save": {k: saves.get(k, 0) / all_saves for k in kinds},
+        "update": {
+            k: total[k] - shards["small"] * shard[k] - groups["small"] * group[k] for k in kinds
+        },
     }
-    fixed: dict[str, Any] = {}
-    each: dict[str, Any] = {}
-    small, large = runs["small"], runs["large"]
-    for step in large["requests"]:
-        if step == "checkpoints":
-            continue
-        few, many = small["requests"].get(step, {}), large["requests"][step]
-        unit = "teachers" if "teacher" in step else "predictions"
-        more = units["large"][unit] - units["small"][unit]
-        each[step] = {k: (many[k] - few.get(k, 0)) / more for k in many}
-        fixed[step] = {k: few.get(k, 0) - each[step][k] * units["small"][unit] for k in many}
-    save = {k: v / large["saves"] for k, v in large["requests"]["checkpoints"].items()}
-    return {"units": units, "fixed": fixed, "each_unit": each, "each_save": save}
 
 
 def shards() -> dict[str, Any]:
