@@ -79,22 +79,21 @@ def differences(page: str) -> list[str]:
 def held(page: str, name: str) -> str | None:
     """What stands between a table's markers."""
     found = re.search(_marked(name), page, re.DOTALL)
-    return found[2] if found else None
+    return found[1] if found else None
 
 
 def filled(page: str, made: dict[str, str]) -> str:
     """A page with its tables replaced."""
     for name, text in made.items():
-        page, times = re.subn(
-            _marked(name), lambda m, t=text: m[1] + t + m[3], page, flags=re.DOTALL
-        )
+        whole = f"<!-- table {name} -->\n{text}\n<!-- end -->"
+        page, times = re.subn(_marked(name), lambda _, w=whole: w, page, flags=re.DOTALL)
         if times != 1:
             raise SystemExit(f"the page has {times} places for table {name!r}")
     return page
 
 
 def _marked(name: str) -> str:
-    return rf"(<!-- table {name} -->\n)(.*?)(\n<!-- end -->)"
+    return rf"<!-- table {name} -->\n(.*?)\n?<!-- end -->"
 
 
 # --- cells ----------------------------------------------------------------------------
@@ -158,7 +157,7 @@ def measurements_table(given: Assumptions) -> str:
         train, forward = found["train"]["median"], found["forward"]["median"]
         rows.append(
             [
-                f"H100, {name}{part}: tokens/s of a plain LoRA step with checkpointing; of a forward",
+                f"H100, {name}{part}: tokens/s of a plain LoRA step; of a forward",
                 f"{train:,.0f}; {forward:,.0f} ({share.train:.0%}, {share.forward:.0%} of the "
                 "data sheet's rate)",
                 "rates-cuda",
@@ -218,10 +217,12 @@ def updates_table(given: Assumptions) -> str:
             "GiB of a training GPU": room("train"),
             "GiB of a scoring GPU": room("evaluate"),
             "GPU hours: three trainings": hours("train"),
-            "GPU hours: both teachers' caches": hours("cache"),
-            "GPU hours: three versions' answers": hours("evaluate"),
+            "GPU hours: both caches; three versions' answers": lambda u: (
+                f"{hours('cache')(u)}; {hours('evaluate')(u)}"
+            ),
             "**GPU hours**": lambda u: number(u.gpu_hours),
             "**dollars of GPUs at work**": lambda u: number(u.dollars),
+            "dollars where nothing shares its nodes": lambda u: number(u.alone_dollars()),
             "hours of wall time, arithmetic alone": lambda u: number(
                 (u.training_seconds + u.scoring_seconds) / 3600
             ),
@@ -287,11 +288,11 @@ def limits_table(given: Assumptions) -> str:
     )
 
 
-def width_table(given: Assumptions) -> str:
+def width_line(given: Assumptions) -> str:
     """What more GPUs for one training bring at 7B."""
     found = {n: update("7B", n, given).steps["train compat"].hours for n in WIDTHS}
-    cells = [f"{found[n]:.2f} ({found[1] / found[n]:.1f}×)" for n in WIDTHS]
-    return table(["GPUs of one 7B training", *map(str, WIDTHS)], [["hours (speed-up)", *cells]])
+    parts = [f"{found[n]:.2f} h on {n}" for n in WIDTHS]
+    return f"One 7B training on more GPUs: {', '.join(parts)}."
 
 
 def tasks_table(given: Assumptions) -> str:
@@ -332,9 +333,6 @@ def tasks_table(given: Assumptions) -> str:
             "dollars a month for those": lambda u: number(
                 TASKS * u.cache_bytes / GB * given.month_dollars
             ),
-            "requests a second to the store": lambda u: number(
-                together(u) * sum(u.requests().values()) / u.wall_seconds
-            ),
         },
     )
 
@@ -355,7 +353,7 @@ TABLES: dict[str, Callable[[Assumptions], str]] = {
     "updates": updates_table,
     "delays": delays_table,
     "limits": limits_table,
-    "width": width_table,
+    "width": width_line,
     "tasks": tasks_table,
     "paper": paper_line,
 }

@@ -314,6 +314,16 @@ class Update:
             "gathering weights (ZeRO-3)": self.gather_seconds(),
         }
 
+    def alone_dollars(self) -> float:
+        """What is paid where nothing else runs: whole training nodes for all of the wall time,
+        scoring GPUs for their two appearances, and everybody's idle time-outs."""
+        given, nodes = self.given, -(-self.size.gpus // 8)
+        scoring_price = getattr(given, f"{self.size.scoring.lower()}_dollars")
+        idle = 60 * given.idle_minutes
+        scoring = self.scoring_seconds + 2 * (given.start_seconds + idle)
+        training = 8 * nodes * (self.wall_seconds + idle)
+        return (training * given.h100_dollars + 2 * scoring * scoring_price) / 3600
+
     @property
     def wall_seconds(self) -> float:
         """Arithmetic and all delays."""
