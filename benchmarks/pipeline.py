@@ -2,10 +2,12 @@
 
     MUSCLE_DATA=DATA MUSCLE_MODELS=MODELS python benchmarks/pipeline.py cost --model v2
     python benchmarks/pipeline.py rows
+    python benchmarks/pipeline.py units --rows 4000
 
 `cost`: the same questions through the pipeline with one actor, and through the engine called
 directly, with the same threads; loading and start-up apart. `rows`: synthetic rows through the
-pipeline with a scorer that does nothing, each number of rows in a process of its own.
+pipeline with a scorer that does nothing, each number of rows in a process of its own. `units`:
+names of units alone, which actors give back at once: what driver and Ray Data can hand out.
 See benchmarks/README.md.
 """
 
@@ -31,7 +33,7 @@ def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", choices=["cost", "rows"])
+    parser.add_argument("what", choices=["cost", "rows", "units"])
     parser.add_argument("--model", help="for cost: a directory, or a name under MUSCLE_MODELS")
     parser.add_argument("--case", default="hellaswag", choices=["piqa", "hellaswag"])
     parser.add_argument("--limit", type=int, default=2000, help="for cost: questions")
@@ -53,7 +55,7 @@ def main() -> None:
         print(json.dumps(run_side(args)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        result = cost(args, folder) if args.what == "cost" else rows(args, folder)
+        result = {"cost": cost, "rows": rows, "units": units}[args.what](args, folder)
     result["load_average_before"] = record.load_average()
     path = record.write_result(args.name or f"pipeline-{args.what}", result)
     print(json.dumps(result, indent=1))
@@ -100,6 +102,13 @@ def rows(args: argparse.Namespace, folder: str) -> dict[str, Any]:
     }
 
 
+def units(args: argparse.Namespace, folder: str) -> dict[str, Any]:
+    """Each number of units in a process of its own."""
+    runs = {str(n): in_process(args, f"units-{n}", f"{folder}/{n}", folder) for n in args.rows}
+    what = "names of units through the pipeline; the actor gives them back at once"
+    return {"what": what, "actors": args.actors, "units": runs}
+
+
 def in_process(args: argparse.Namespace, side: str, answers: str, folder: str) -> dict[str, Any]:
     """One run in a process of its own; the last line that it prints is its result."""
     words = [sys.executable, str(HERE), args.what, "--side", side, "--folder", answers]
@@ -120,6 +129,8 @@ def model_path(name: str) -> str:
 
 def run_side(args: argparse.Namespace) -> dict[str, Any]:
     """What a child process does."""
+    if args.side.startswith("units-"):
+        return run_units(int(args.side.removeprefix("units-")), args.folder, args.actors)
     if args.side.startswith("rows-"):
         return run_rows(int(args.side.removeprefix("rows-")), args.folder, args.actors)
     queries = f"{os.environ['MUSCLE_QUERIES']}/queries.parquet"
@@ -202,6 +213,41 @@ def run_rows(count: int, folder: str, actors: int) -> dict[str, Any]:
         "driver_peak_mib": peak_mib(),
         "driver_peak_before_mib": before,
         "answered": answered(folder),
+    }
+
+
+def run_units(count: int, folder: str, actors: int) -> dict[str, Any]:
+    """Units of one question each, none of them read; units per second and this process's memory."""
+    import pyarrow as pa
+
+    from muscle.config import ResourcesConfig, VersionConfig
+    from muscle.evaluation.job import Ask, BaseJob, EvaluateJob, QuerySet
+    from muscle.launch import cluster
+    from muscle.launch.evaluation import Scorer, evaluate
+
+    class Idle(Scorer):
+        def load(self, job: EvaluateJob) -> Any:
+            self.board.note.remote(f"ready {time.time()}")
+
+        def __call__(self, batch: pa.Table) -> pa.Table:
+            return batch
+
+    path = f"{folder}-queries.parquet"
+    write_synthetic(path, count, group=1)
+    base = BaseJob(VersionConfig(model="none"), {"m": None}, (QuerySet(path, (Ask("m", folder),)),))
+    before = peak_mib()
+    cluster.connect()
+    resources = ResourcesConfig(min_actors=actors, max_actors=actors, cpus_per_actor=0.1)
+    job = EvaluateJob((base,), "float32", None, None)
+    notes = evaluate(job, resources, lambda progress: None, Idle)
+    ended = time.time()
+    ready = min(float(note.split()[1]) for note in notes if note.startswith("ready "))
+    seconds = ended - ready
+    return {
+        "units_per_second": count / seconds,
+        "seconds": seconds,
+        "driver_peak_mib": peak_mib(),
+        "driver_peak_before_mib": before,
     }
 
 
