@@ -78,6 +78,13 @@ def part(holder: Any, *names: str, of: str) -> Any:
     return holder
 
 
+def _real(value: Any, of: str) -> Any:
+    """A number or null. Raises UserError: anything else, as in a report edited by hand."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise UserError(f"{of}: {one_line(str(value), 40)!r} is no number: {AGAIN}")
+    return value
+
+
 def choose_pair(report: Mapping[str, Any], wanted: str | None) -> str:
     """The pair to judge: the one asked for, else old->compat where it is, else old->new.
 
@@ -106,7 +113,7 @@ def find(task: Mapping[str, Any], pair: str, limit: LimitName, of: str, continuo
     Raises:
         UserError: the report has no noise floor where one is needed, or isn't whole.
     """
-    n = int(part(task, "n", of=of))
+    n = int(_real(part(task, "n", of=of), of) or 0)
     if n == 0:
         return Found(None, None, None, 0, why="no example is scored in every version")
     if limit == "max_excess_nfr":
@@ -118,7 +125,7 @@ def find(task: Mapping[str, Any], pair: str, limit: LimitName, of: str, continuo
     changed = None
     if limit == "min_gain" and None not in (worse, better) and not continuous:
         changed = (int(worse) + int(better)) / n
-    return _found(value, bounds, n, changed)
+    return _found(value, bounds, n, of, changed)
 
 
 def _excess(task: Mapping[str, Any], pair: str, n: int, of: str) -> Found:
@@ -134,12 +141,20 @@ def _excess(task: Mapping[str, Any], pair: str, n: int, of: str) -> Found:
             "the experiment, or give `muscle compare --noise-floor` old's second seed"
         )
     entry = part(floor, "excess", pair, of=f"{of}, noise floor")
-    return _found(part(entry, "nfr", of=of), part(entry, "bounds95", "nfr", of=of), n)
+    return _found(part(entry, "nfr", of=of), part(entry, "bounds95", "nfr", of=of), n, of)
 
 
 def _found(
-    value: float | None, bounds: Sequence[float] | None, n: int, changed: float | None = None
+    value: float | None,
+    bounds: Sequence[float] | None,
+    n: int,
+    of: str,
+    changed: float | None = None,
 ) -> Found:
+    if bounds is not None and (not isinstance(bounds, list) or len(bounds) != 2):
+        raise UserError(f"{of}: the report has no pair of bounds: {AGAIN}")
+    for number in (value, *(bounds or ())):
+        _real(number, of)
     if value is None:
         return Found(None, None, None, n, why="it is undefined here: its denominator is 0")
     if bounds is None:

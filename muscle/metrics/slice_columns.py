@@ -128,7 +128,34 @@ def _automatic(found: dict[str, _Found]) -> tuple[list[SliceColumn], list[str]]:
         notes.append(f"more than {AUTOMATIC_VALUES} values that are not numbers: {_some(many)}")
     if numbered:
         notes.append(f"another whole number in every row: {_some(numbered)}")
-    return [c for c in columns if len(c.labels) > 1], notes
+    kept, twins = _different([c for c in columns if len(c.labels) > 1])
+    if twins:
+        notes.append(f"the same parts under another name: {_some(twins)}")
+    return kept, notes
+
+
+def _different(columns: Sequence[SliceColumn]) -> tuple[list[SliceColumn], list[str]]:
+    """Columns that part the examples differently, and the names of the others: a slice under
+    two names would be tested twice, and the correction would take it for two."""
+    kept: list[SliceColumn] = []
+    twins = []
+    for column in columns:
+        like = next((k.name for k in kept if _same_parts(k, column)), None)
+        if like is None:
+            kept.append(column)
+        else:
+            twins.append(f"{column.name} (as {like})")
+    return kept, twins
+
+
+def _same_parts(one: SliceColumn, other: SliceColumn) -> bool:
+    sizes = [np.bincount(c.codes + 1, minlength=len(c.labels) + 1) for c in (one, other)]
+    if len(sizes[0]) != len(sizes[1]) or not np.array_equal(np.sort(sizes[0]), np.sort(sizes[1])):
+        return False
+    if not np.array_equal(one.codes < 0, other.codes < 0):
+        return False
+    both = np.unique((one.codes + 1) * len(sizes[0]) + other.codes + 1)
+    return len(both) == int((sizes[0] > 0).sum())
 
 
 def _some(names: list[str]) -> str:

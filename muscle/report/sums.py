@@ -103,7 +103,9 @@ class TaskSums:
     def seed_weights(self, seeds: Seeds) -> FloatArray:
         """How much each seed counts in each draw, [seeds, 1 + draws]: of S seeds S - 1 are drawn
         with replacement, all the same in row 0. The mean of S draws would vary by (S - 1) / S
-        of what a mean over S seeds does, half of it for two (Rao and Wu 1988)."""
+        of what a mean over S seeds does, half of it for two (Rao and Wu 1988). Seeds differ in
+        part because examples are few, which the draws of examples count again: the interval is
+        rather too wide than too narrow."""
         drawn, k = len(self._sums) - 1, len(seeds)
         rng = np.random.default_rng([self._seed, k])
         counts = rng.multinomial(k - 1, np.full(k, 1 / k), size=drawn)

@@ -331,6 +331,21 @@ def test_a_report_that_lacks_a_part_is_one_line() -> None:
         decide(report_block(a=block), make_limits(max_nfr=0.02))
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [("nfr", "low", "'low' is no number"), ("nfr", True, "'True' is no number"),
+     ("bounds95", {"nfr": ["0", 1]}, "'0' is no number"),
+     ("bounds95", {"nfr": 0.5}, "no pair of bounds")],
+)  # fmt: skip
+def test_a_report_that_was_edited_into_nonsense_is_one_line(
+    place: str, value: Any, said: str
+) -> None:
+    block = task_block(*answers(90, 5, 5, 0))
+    block["pairs"]["old->new"][place] = value
+    with pytest.raises(UserError, match=f"task 'a': .*{said}.*run `muscle compare` again"):
+        decide(report_block(a=block), make_limits(max_nfr=0.02))
+
+
 def test_hostile_names_are_harmless_in_words() -> None:
     name = "a\x1b[31m\nb\u202e" + "x" * 500
     gate = decide(

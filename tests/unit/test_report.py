@@ -213,7 +213,7 @@ def test_an_interval_over_seeds_knows_other_trainings():
         covered += low <= truth <= high
         low, high = block["ci95"]["nfr"]
         alone += low <= truth <= high
-    assert covered >= 50  # of 57 hoped for: six seeds are few
+    assert covered >= 55  # of 60; 57 would do, and it is rather too wide
     assert alone < covered - 5
 
 

@@ -299,6 +299,19 @@ def test_automatic_columns():
     ]
 
 
+def test_the_same_parts_under_two_names_are_tested_once():
+    fields = [
+        {"level": "abc"[i % 3], "grade": "zxy"[i % 3], "other": "abc"[(i // 3) % 3]}
+        | ({"some": "mno"[i % 3]} if i % 6 else {})
+        for i in range(180)
+    ]
+    columns, notes = slice_columns(columns_of(fields), None)
+    assert [c.name for c in columns] == ["grade", "other", "some"]
+    assert notes == ["the same parts under another name: level (as grade)"]
+    named, notes = slice_columns(columns_of(fields), ["level", "grade"])
+    assert [c.name for c in named] == ["level", "grade"] and not notes
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(-5, 40), min_size=22, max_size=60))
 def test_quartiles_never_split_equal_values_and_cover_all(values):
