@@ -83,7 +83,7 @@ def _through_pool(
         return data.map_batches(
             actor,
             fn_constructor_kwargs=arguments,
-            batch_size=None,
+            batch_size=1,  # the whole block; Ray refuses None for an actor with a GPU
             batch_format="pyarrow",
             num_cpus=resources.cpus_per_actor,
             num_gpus=gpus,
