@@ -32,10 +32,10 @@ RESOURCES = {
     "gpu-scoring": {"CPU": 1, "GPU": 1},
     "gpu-training": {"CPU": 2, "GPU": 2},
 }
-"""GPUs are only counted. Only a training node has two CPUs in one place."""
+"""GPUs are only counted. A training node holds two trainings of one CPU, side by side."""
 
-MOST = 2
-"""Nodes of one type: a node costs seconds of this machine's cores to start."""
+MOST = {"head": 0, "cpu": 1, "gpu-scoring": 2, "gpu-training": 1}
+"""Workers: each costs seconds of this machine's cores to start."""
 
 
 def scaled_down(folder: Path, idle_s: float = 15.0) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def scaled_down(folder: Path, idle_s: float = 15.0) -> dict[str, Any]:
             "resources": RESOURCES[name],
             "labels": kind["labels"],
             "min_workers": kind["min_workers"],
-            "max_workers": min(MOST, kind["max_workers"]),
+            "max_workers": min(MOST[name], kind["max_workers"]),
             "node_config": {},
         }
         for name, kind in real["available_node_types"].items()
