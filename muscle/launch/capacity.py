@@ -109,6 +109,28 @@ class Capacity:
         return total
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What an autoscaler (version 2) is doing about what is asked.
+
+    starting    node type -> nodes on their way
+    failed      node type -> why its last start failed
+    infeasible  bundles that it has no node type for
+    """
+
+    starting: Mapping[str, int] = field(default_factory=dict)
+    failed: Mapping[str, str] = field(default_factory=dict)
+    infeasible: tuple[Resources, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sight:
+    """A cluster at one moment."""
+
+    nodes: tuple[Node, ...]
+    answer: Answer = Answer()
+
+
 def matches(selector: Labels, labels: Labels) -> bool:
     """Whether labels satisfy Ray's selectors: VALUE, !VALUE, in(A, B), !in(A, B).
 

@@ -10,7 +10,6 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
@@ -19,7 +18,7 @@ import yaml
 from ray.core.generated import autoscaler_pb2
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from muscle.launch.capacity import Capacity, Node, NodeType, Resources
+from muscle.launch.capacity import Answer, Capacity, Node, NodeType, Sight
 
 TIMEOUT_S = 5
 HEAD_TIMEOUT_S = 60.0
@@ -31,28 +30,6 @@ _MESSAGES: Any = autoscaler_pb2  # neither has types
 HEAD = "node:__internal_head__"
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What an autoscaler (version 2) is doing about what is asked.
-
-    starting    node type -> nodes on their way
-    failed      node type -> why its last start failed
-    infeasible  bundles that it has no node type for
-    """
-
-    starting: Mapping[str, int] = field(default_factory=dict)
-    failed: Mapping[str, str] = field(default_factory=dict)
-    infeasible: tuple[Resources, ...] = ()
-
-
-@dataclass(frozen=True)
-class Sight:
-    """A cluster at one moment."""
-
-    nodes: tuple[Node, ...]
-    answer: Answer = Answer()
 
 
 def look() -> Sight:

@@ -10,11 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-import ray
-
 from muscle.launch import cluster
-from muscle.launch.capacity import Ask, Node, matches
-from muscle.launch.lookout import Answer, look
+from muscle.launch.capacity import Answer, Ask, Node, matches
 from muscle.training.job import OnProgress, Progress
 
 LOOK_S = 5.0
@@ -103,6 +100,8 @@ def patient(on_progress: OnProgress, describe: Callable[[], str]) -> Iterator[Pa
 
 def waits_for(ask: Ask, worker: str, least: int) -> str:
     """What is waited for while fewer than `least` of this job's workers are alive; else ""."""
+    from muscle.launch.lookout import look
+
     if alive(worker) >= least:
         return ""
     sight = look()
@@ -111,6 +110,8 @@ def waits_for(ask: Ask, worker: str, least: int) -> str:
 
 def alive(worker: str) -> int:
     """How many actors of this job, of classes whose names begin so, have a place."""
+    import ray
+
     mine = ray.get_runtime_context().get_job_id()
     found = ray._private.state.actors(actor_state_name="ALIVE").values()
     return sum(a["JobID"] == mine and a["ActorClassName"].startswith(worker) for a in found)

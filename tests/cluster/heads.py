@@ -41,6 +41,8 @@ HEALTH = {
 """A node that is killed is noticed in seconds, not in half a minute."""
 
 STARTED = "Ray runtime started."
+TOO_SLOW = "The current node timed out during startup"
+ATTEMPTS = 4
 
 # RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 keeps all of Ray's processes on the loopback, and makes
 # `ray start` refuse to add a node: here alone it is told otherwise.
@@ -200,18 +202,34 @@ class Head:
         wanted = {"CPU": num_cpus, "GPU": num_gpus, **(resources or {})}
         name = f"node-{len(self.nodes)}"
         log, temporary = self.folder / f"{name}.log", self.temporary / name
-        with log.open("wb") as out:
-            arguments = worker_arguments(self.address, wanted, labels, temporary)
-            process = ray_start(arguments, self.node_env, out)
-        node = Node(process, log)
+        arguments = worker_arguments(self.address, wanted, labels, temporary)
+        node = Node(_start(arguments, self.node_env, log), log)
         self.nodes.append(node)
-        _wait(process, log, lambda: STARTED in log.read_text(errors="replace"))
         return node
 
     def kill(self) -> None:
         """End the head alone at once; worker nodes follow by themselves, or at the end."""
         kill_all(self.process.pid)
         self.process.wait()
+
+
+def _start(
+    arguments: list[str], environment: Mapping[str, str], log: Path
+) -> "subprocess.Popen[bytes]":
+    """`ray start` until it says that it has; again where Ray's own 30 seconds didn't suffice."""
+    for attempt in range(ATTEMPTS):
+        with log.open("wb") as out:
+            process = ray_start(arguments, environment, out)
+        try:
+            _wait(process, log, lambda: STARTED in log.read_text(errors="replace"))
+            return process
+        except BaseException as error:
+            kill_all(process.pid)
+            process.wait()
+            again = attempt + 1 < ATTEMPTS and TOO_SLOW in log.read_text(errors="replace")
+            if not (again and isinstance(error, AssertionError)):
+                raise
+    raise AssertionError("no attempt was made")
 
 
 def _wait(process: "subprocess.Popen[bytes]", log: Path, ready: Any) -> None:
@@ -290,18 +308,18 @@ def head(
         ]
         node_env |= _autoscaler_env(autoscaling)
     log = folder / "head.log"
-    with log.open("wb") as out:
-        process = ray_start(arguments, node_env, out)
-    cluster = Head(address, url, client, folder, temporary, node_env, process)
+    cluster: Head | None = None
     try:
-        _wait(process, log, lambda: STARTED in log.read_text(errors="replace"))
+        process = _start(arguments, node_env, log)
+        cluster = Head(address, url, client, folder, temporary, node_env, process)
         if dashboard:
             _wait(process, log, lambda: _answers(url, token))
         yield cluster
     finally:
-        for node in cluster.nodes:
-            node.kill()
-        cluster.kill()
+        if cluster is not None:
+            for node in cluster.nodes:
+                node.kill()
+            cluster.kill()
         for logs in temporary.glob("**/session_2*/logs"):
             node_name = logs.parent.parent.relative_to(temporary)
             shutil.copytree(logs, folder / "logs" / node_name, dirs_exist_ok=True)

@@ -63,11 +63,14 @@ class Door(NamedTuple):
 def doors_of(pid: int) -> list[Door]:
     found = []
     for one in processes_of(pid):
-        command = " ".join(one.cmdline())
-        # The raylet's command line quotes those of the agents that it starts.
-        name = "raylet" if one.name() == "raylet" else None
+        try:
+            command, connections = " ".join(one.cmdline()), one.net_connections(kind="inet")
+            # The raylet's command line quotes those of the agents that it starts.
+            name = "raylet" if one.name() == "raylet" else None
+        except psutil.Error:  # ended since
+            continue
         name = name or next((name for name in DOORS if name in command), command[:120])
-        for connection in one.net_connections(kind="inet"):
+        for connection in connections:
             if connection.status == psutil.CONN_LISTEN:
                 host = connection.laddr.ip.removeprefix("::ffff:")
                 found.append(Door(name, host, connection.laddr.port))
@@ -89,7 +92,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
             text=True,
         )
         assert driver.stdout is not None and driver.stdin is not None
-        assert driver.stdout.readline() == "True\n"
+        said = driver.stdout.readline()
+        assert said == "True\n", f"the driver said {said!r} and ended with {driver.poll()}"
         yield started
         driver.stdin.close()
         driver.wait(timeout=60)

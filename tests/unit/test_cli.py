@@ -194,6 +194,19 @@ def test_an_unreachable_cluster_is_one_line(
     assert error.startswith("muscle: Ray cluster '127.0.0.1:1' can't be reached")
 
 
+def test_a_job_servers_address_is_not_a_clusters(
+    experiment: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url = "http://127.0.0.1:8265"
+    error = fails(["run", str(experiment), "--address", url], capsys, tmp_path)
+    assert f"{url} is a job server's address: `muscle submit EXPERIMENT --address {url}`" in error
+    monkeypatch.setenv("RAY_ADDRESS", url)
+    assert "job server's address" in fails(["run", str(experiment)], capsys, tmp_path)
+
+
 def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["run", "nowhere.yaml", "--debug"])

@@ -3,12 +3,12 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
 
-from muscle.config import Experiment, MaskName, TaskConfig
+from muscle.config import Experiment, MaskName, ResourcesConfig, TaskConfig
 from muscle.errors import UserError
 from muscle.experiment import load_experiment
 
@@ -402,3 +402,14 @@ def test_files_of_a_gate_are_found_beside_the_experiment(load: Load, tmp_path: P
     assert found.gate.must_keep == str(tmp_path / "keep.txt")
     assert found.gate.waive == str(tmp_path / "waive.yaml")
     assert found.noise_floor == str(tmp_path / "second")
+
+
+@pytest.mark.parametrize("labels", [{"a": ""}, {"a": "in()"}, {"a b": "x"}, {"a": "!!x"}, {"a": 1}])
+def test_labels_that_no_ray_node_can_have_are_refused(labels: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="scoring_labels"):
+        ResourcesConfig(scoring_labels=labels)
+
+
+def test_labels_are_rays_selectors() -> None:
+    wanted = {"muscle-role": "!in(head, cpu)", "ray.io/zone": "eu-1a", "gpu": "in(a100,h100)"}
+    assert ResourcesConfig(training_labels=wanted).training_labels == wanted

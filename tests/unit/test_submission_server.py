@@ -63,11 +63,6 @@ COMMANDS = [
     ["jobs", "logs", "x"],
     ["jobs", "stop", "x"],
 ]
-    ["submit", "EXPERIMENT"],
-    ["jobs", "list"],
-    ["jobs", "logs", "x"],
-    ["jobs", "stop", "x"],
-]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
