@@ -71,12 +71,7 @@ def search(
             cpus=cpus,
         )
         tuner = tune.Tuner(
-            tune.with_resources(
-                trainable,
-                tune.PlacementGroupFactory(
-                    [dict(place.bundle)], bundle_label_selector=[dict(place.labels)]
-                ),
-            ),
+            tune.with_resources(trainable, placement(place)),
             tune_config=tune.TuneConfig(
                 search_alg=_Asking(trials, first),
                 num_samples=-1,
@@ -103,6 +98,12 @@ def _place(resources: ResourcesConfig, inside: bool, cpus: int) -> Ask:
     if cluster.on_local_ray():
         return Ask(DRIVER, 1)
     return Ask(DRIVER, 1, driver_labels(cluster.could_have()))
+
+
+def placement(place: Ask) -> tune.PlacementGroupFactory:
+    """One trial's place, as Tune asks Ray for it: with the labels of its node."""
+    labels: Any = {"bundle_label_selector": [dict(place.labels)]} if place.labels else {}
+    return tune.PlacementGroupFactory([dict(place.bundle)], **labels)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ REASON = 160
 TRAINING_WORKER, SCORING_WORKER, TRIAL = "RayTrainWorker", "MapWorker", "ImplicitFunc"
 """How Ray's actors are called that train, score, or are a trial."""
 
-Present = Callable[[], bool]
+FEEDERS = ("(Asking))", "(Keeping))")
 
 
 class Patience:
@@ -109,12 +109,14 @@ def waits_for(ask: Ask, worker: str, least: int) -> str:
 
 
 def alive(worker: str) -> int:
-    """How many actors of this job, of classes whose names begin so, have a place."""
+    """How many actors of this job, of classes with this in their names, have a place; those
+    that only feed vLLM's engines aren't what is waited for."""
     import ray
 
     mine = ray.get_runtime_context().get_job_id()
     found = ray._private.state.actors(actor_state_name="ALIVE").values()
-    return sum(a["JobID"] == mine and a["ActorClassName"].startswith(worker) for a in found)
+    names = [actor["ActorClassName"] for actor in found if actor["JobID"] == mine]
+    return sum(worker in name and not name.endswith(FEEDERS) for name in names)
 
 
 def sentence(ask: Ask, nodes: tuple[Node, ...], answer: Answer) -> str:

@@ -12,6 +12,7 @@ from typing import IO
 import pytest
 from heads import Head, head
 
+from muscle.launch.waiting import TRIAL
 from muscle.training.job import TrainJob
 
 pytestmark = pytest.mark.slow
@@ -86,13 +87,22 @@ def test_the_impossible_fails_at_once(cluster: Head) -> None:
         assert named in line, said
 
 
+def test_a_trial_that_only_drives_others_keeps_off_their_nodes(cluster: Head) -> None:
+    with start([SCRIPT, "driver", "-", cluster.address], cluster) as work:
+        said, _ = work.communicate(timeout=240)
+    assert work.returncode == 0, said
+    labels, actor = json.loads(said.splitlines()[-1])
+    assert labels["muscle-role"] == "head"  # there is but a training node besides
+    assert TRIAL in actor  # else its waiting would not be noticed
+
+
 def test_a_training_says_what_it_waits_for_and_ends_when_a_node_comes(
     cluster: Head, make_job: Callable[..., TrainJob], tmp_path: Path
 ) -> None:
     job = make_job(tmp_path)
-    (tmp_path / "job").write_bytes(pickle.dumps(job))
+    (tmp_path / "job").write_bytes(pickle.dumps([job]))
     resources = {"training_labels": TRAINING, "max_failures": 0}
-    arguments = [SCRIPT, "train", str(tmp_path / "job"), cluster.address, json.dumps(resources)]
+    arguments = [SCRIPT, "jobs", str(tmp_path / "job"), cluster.address, json.dumps(resources)]
     holder = start(["-c", HOLD, cluster.address], cluster)
     try:
         assert holder.stdout is not None
