@@ -133,6 +133,22 @@ def ray_start(
     )
 
 
+def _ports() -> list[str]:
+    """A node's own: Ray's defaults are for one node per machine.
+
+    Chosen here, since a node that leaves them to its agents dies where those take more than
+    15 seconds to start.
+    """
+    agents = (
+        "--dashboard-agent-listen-port",
+        "--dashboard-agent-grpc-port",
+        "--runtime-env-agent-port",
+        "--metrics-export-port",
+    )
+    chosen = [text for agent in agents for text in (agent, str(free_port()))]
+    return ["--min-worker-port", "0", "--max-worker-port", "0", *chosen]
+
+
 def worker_arguments(
     address: str,
     resources: Mapping[str, float],
@@ -152,9 +168,7 @@ def worker_arguments(
         *("--resources", json.dumps(others)),
         *("--temp-dir", str(temporary)),
         *("--object-store-memory", str(STORE_BYTES), "--disable-usage-stats"),
-        # Ray's fixed ranges are for one node per machine.
-        *("--min-worker-port", "0", "--max-worker-port", "0"),
-        *("--dashboard-agent-listen-port", "0"),
+        *_ports(),
     ]
     if labels:
         arguments += ["--labels", ",".join(f"{key}={value}" for key, value in labels.items())]
@@ -293,9 +307,8 @@ def head(
         *("--head", "--node-ip-address", LOOPBACK, "--port", address.rpartition(":")[2]),
         *("--num-cpus", str(num_cpus), "--num-gpus", "0", "--temp-dir", str(temporary)),
         *("--include-dashboard", str(dashboard).lower(), "--dashboard-host", LOOPBACK),
-        *("--dashboard-port", url.rpartition(":")[2], "--dashboard-agent-listen-port", "0"),
-        *("--ray-client-server-port", str(free_port())),
-        *("--min-worker-port", "0", "--max-worker-port", "0"),
+        *("--dashboard-port", url.rpartition(":")[2]),
+        *("--ray-client-server-port", str(free_port()), *_ports()),
         *("--object-store-memory", str(STORE_BYTES), "--disable-usage-stats"),
         *("--system-config", json.dumps(HEALTH)),
     ]

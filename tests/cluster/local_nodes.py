@@ -205,7 +205,7 @@ def autoscaling_head(folder: Path, idle_s: float = 15.0, **more: Any) -> Iterato
             node.kill()
 
 
-def wait_until(ready: Callable[[], bool], what: str, folder: Path, seconds: float = 240) -> None:
+def wait_until(ready: Callable[[], bool], what: str, folder: Path, seconds: float = 600) -> None:
     """Poll; a failure shows the autoscaler's last words."""
     deadline = time.monotonic() + seconds
     while not ready():

@@ -15,7 +15,7 @@ from local_nodes import LocalNode, autoscaling_head, last_words, nodes, wait_unt
 from processes import muscle
 from updates import update
 
-pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1800)]
 
 # One thread each, here and there: their number changes the order of sums.
 ANYWHERE = {"cpus_per_worker": 1, "teachers": "cached", "checkpoint_seconds": 0}
@@ -75,7 +75,7 @@ class Run:
 
     def report(self) -> bytes:
         """Wait for its end; the report."""
-        assert self.process.wait(timeout=900) == 0, self.said()
+        assert self.process.wait(timeout=1500) == 0, self.said()
         return (self.output / "report.json").read_bytes()
 
     def said(self) -> str:
@@ -105,7 +105,7 @@ def _runs(node: LocalNode, worker: str) -> bool:
 
 def test_from_no_worker_to_the_report_and_back(undisturbed: bytes, tmp_path: Path) -> None:
     folder = tmp_path / "ray"
-    with autoscaling_head(folder) as cluster, running(cluster, tmp_path) as run:
+    with autoscaling_head(folder, dashboard=False) as cluster, running(cluster, tmp_path) as run:
         report = run.report()
         assert {node.type for node in nodes(folder)} == {SCORING, TRAINING}
         wait_until(
@@ -118,7 +118,7 @@ def test_a_node_lost_in_training_and_one_in_scoring_change_nothing(
     undisturbed: bytes, tmp_path: Path
 ) -> None:
     folder = tmp_path / "ray"
-    with autoscaling_head(folder) as cluster, running(cluster, tmp_path) as run:
+    with autoscaling_head(folder, dashboard=False) as cluster, running(cluster, tmp_path) as run:
         wait_until(lambda: run.has("task-adapter/*/checkpoints/latest.json"), "training", folder)
         run.lose(TRAINING, "RayTrainWorker")
         wait_until(lambda: run.has("compat-adapter/*/manifest.json"), "the last adapter", folder)
