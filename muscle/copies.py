@@ -16,6 +16,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -30,6 +31,9 @@ from muscle.remote import StoreError
 
 ATTEMPTS = 3
 """How often a copy that fails or arrives altered is made again."""
+
+THREADS = 4
+"""Files that are copied side by side."""
 
 PREFIX = "copies-"
 _PIN = re.compile(r"(.+)#([0-9a-f]{20})")
@@ -79,7 +83,11 @@ def list_files(path: str) -> Listing:
     fs, inside = storage.filesystem(path)
     fs.invalidate_cache()
     root = inside.strip("/")
-    found = {str(name).strip("/"): info for name, info in fs.find(inside, detail=True).items()}
+    found = {
+        str(name).strip("/"): info
+        for name, info in fs.find(inside, detail=True).items()
+        if not str(name).endswith("/")  # an empty object that stands for a folder
+    }
     if root in found:
         return Listing(path, True, {root.rsplit("/", 1)[1]: _file(found[root])})
     files = {name.removeprefix(f"{root}/"): _file(info) for name, info in sorted(found.items())}
@@ -187,14 +195,20 @@ def _complete(folder: Path, listing: Listing) -> None:
             f"{listing.path} takes {gigabytes(needed)} of local disk and {storage.scratch('')} has "
             f"{gigabytes(free)} free: point TMPDIR to a larger disk"
         )
-    for name, file in lacking.items():
-        source = listing.path if listing.single else storage.join(listing.path, name)
-        copy_checked(source, folder / name, partial(_has_size, size=file.size))
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in pool.map(partial(_copy, listing, folder), lacking):
+            pass
     now = list_files(listing.path).files
     for name, file in lacking.items():
         if now.get(name) != file:
             (folder / name).unlink(missing_ok=True)
             raise UserError(f"{listing.path}: {name} changed while it was copied: run again")
+
+
+def _copy(listing: Listing, folder: Path, name: str) -> None:
+    source = listing.path if listing.single else storage.join(listing.path, name)
+    size = listing.files[name].size
+    copy_checked(source, folder / name, lambda path: _has_size(path, size))
 
 
 def copy_checked(source: str, target: Path, whole: Callable[[Path], bool]) -> None:

@@ -78,6 +78,8 @@ class Guarded:
         self._target, self._path = target, path
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # also while it is being copied
+            raise AttributeError(name)
         found = getattr(self._target, name)
         if not callable(found):
             return found
@@ -129,9 +131,9 @@ def told_of(path: str, error: Exception, verb: str = "read") -> Exception:
         return StoreError(f"{path}: there is no bucket {bucket!r}: create it, or mend the path")
     if missing:
         return error
-    if codes & _FULL_CODES or getattr(error, "errno", None) in FULL:
-        if verb != "written":  # of a copy that is made here
-            return error
+    if getattr(error, "errno", None) in FULL and not codes and verb != "written":
+        return error  # of the local disk, where a copy is made
+    if verb == "written" and (codes & _FULL_CODES or getattr(error, "errno", None) in FULL):
         return StoreError(
             f"no space left while writing {path}: free some and run again, it resumes"
         )

@@ -206,7 +206,7 @@ def sizes(folder: str) -> dict[str, int]:
     return {
         str(path).split(root, 1)[1]: int(info["size"])
         for path, info in sorted(found.items())
-        if root in str(path)
+        if root in str(path) and not str(path).endswith("/")
     }
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from colours import colour_settings
 from tiny import save_random_adapter
 
-from muscle import storage
+from muscle import copies, storage
 from muscle.alone import Alone
 from muscle.config import Experiment
 from muscle.evaluation.job import BaseJob, EvaluateJob
@@ -120,7 +120,7 @@ class Played(Alone):
             if job.start is None:
                 save_random_adapter(folder, job.base.model, job.seed)
             else:
-                move_adapter(Path(job.start), folder, repr(who))
+                move_adapter(Path(copies.fetch(job.start)), folder, repr(who))
             storage.write_json(str(folder / "training.json"), {"who": asdict(who)})
             storage.upload(folder, job.output)
 
@@ -242,14 +242,14 @@ class _Player:
 @cache
 def who_is(adapter: str) -> Who:
     """Who an adapter's folder belongs to."""
-    folder = Path(adapter)
-    note = folder / "training.json"
-    if note.exists():
-        return Who(**json.loads(note.read_text())["who"])
-    manifest = json.loads((folder.parent / "manifest.json").read_text())["inputs"]
-    key = folder.parents[2] / "compat-adapter" / manifest["compat"]
-    attempt = json.loads((key / "manifest.json").read_text())["attempt"]
-    who = asdict(who_is(str(key / attempt)))
+    note = storage.read_json(storage.join(adapter, "training.json"))
+    if note is not None:
+        return Who(**note["who"])
+    parent, root = adapter.rsplit("/", 1)[0], adapter.rsplit("/", 3)[0]
+    manifest = storage.read_json(storage.join(parent, "manifest.json"))["inputs"]
+    key = storage.join(root, "compat-adapter", manifest["compat"])
+    attempt = storage.read_json(storage.join(key, "manifest.json"))["attempt"]
+    who = asdict(who_is(storage.join(key, attempt)))
     return Who(**{**who, "weight": manifest["weight"]})
 
 

@@ -38,6 +38,20 @@ def test_a_folder_and_a_file_are_fetched_once(s3: S3Server, tmp_path: Path) -> N
     assert {p.name for p in kept(tmp_path)} == {"a.json", "b.json"}
 
 
+def test_objects_that_stand_for_folders_are_no_files(s3: S3Server) -> None:
+    """As Amazon's console makes them."""
+    import boto3
+
+    path = f"{s3.bucket()}/adapter"
+    put(f"{path}/sub/a.json", b"{}")
+    client = boto3.client("s3", endpoint_url=s3.url)
+    for key in ("adapter/", "adapter/sub/"):
+        client.put_object(Bucket=path.split("/")[2], Key=key, Body=b"")
+    assert storage.sizes(path) == {"sub/a.json": 2}
+    assert list(copies.list_files(path).files) == ["sub/a.json"]
+    assert (Path(copies.fetch(path)) / "sub" / "a.json").read_bytes() == b"{}"
+
+
 def test_what_changes_is_another_copy(s3: S3Server) -> None:
     path = f"{s3.bucket()}/data.jsonl"
     put(path, b"one")
