@@ -26,14 +26,14 @@ UPDATE: dict[str, Any] = {
     "new": {"model": "testbed:v2"},
     "adapter": {"r": 2, "alpha": 4},
     "training": {
-        "limit": 300,
+        "limit": 100,
         "epochs": 1,
         "batch_size": 16,
         "accumulation": 1,
         "loss_on": "answer",
         "dtype": "float32",
     },
-    "evaluation": {"limit": 60},
+    "evaluation": {"limit": 30},
     "resources": {"workers": 2, "cpus_per_worker": 1, "teachers": "cached"},
 }
 SEARCH = {"trials": 2, "difference": 0.3, "interpolations": [0.5], "finalists": 1}
@@ -46,21 +46,21 @@ from muscle.cli import main
 def look():
     me = psutil.Process()
     while True:
-        for process in [me, *me.children(recursive=True)]:
-            try:
-                for c in process.net_connections(kind="inet"):
-                    if c.status == psutil.CONN_LISTEN:
-                        seen.add((process.name(), c.laddr.ip))
-            except psutil.Error:
-                continue
-        time.sleep(0.05)
+        mine = {p.pid: p for p in [me, *me.children(recursive=True)]}
+        for c in psutil.net_connections("inet"):
+            if c.status == psutil.CONN_LISTEN and c.pid in mine:
+                try:
+                    seen.add((mine[c.pid].name(), c.laddr.ip))
+                except psutil.Error:
+                    continue
+        time.sleep(0.2)
 
 seen = set()
 threading.Thread(target=look, daemon=True).start()
 try:
     main(sys.argv[2:])
 finally:
-    time.sleep(0.2)
+    time.sleep(0.5)
     with open(sys.argv[1], "w") as file:
         json.dump(sorted(seen), file)
 """
@@ -76,7 +76,7 @@ class Watched:
 
 
 def watch(arguments: list[str], folder: Path, environment: dict[str, str]) -> Watched:
-    """Run `muscle ARGUMENTS`, looking 20 times a second at what it and its children open."""
+    """Run `muscle ARGUMENTS`, looking several times a second at what it and its children open."""
     listened = folder / "listened.json"
     words = [sys.executable, "-c", WATCH, str(listened), *arguments]
     done = subprocess.run(
