@@ -95,7 +95,7 @@ def _through_pool(
         return data.map_batches(
             actor,
             fn_constructor_kwargs=arguments,
-            batch_size=None,
+            batch_size=1,  # the whole block; Ray refuses None for an actor with a GPU
             batch_format="pyarrow",
             num_cpus=ask.bundle["CPU"],
             num_gpus=ask.bundle.get("GPU", 0.0),
