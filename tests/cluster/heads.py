@@ -275,7 +275,8 @@ def _environments(
     client["RAY_AUTH_MODE"] = "token" if token else "disabled"
     if token:
         client["RAY_AUTH_TOKEN"] = token
-    return client, {**client, **(extra or {})}
+    # Ray's workers give way to everything else: on a busy machine, for ever.
+    return client, {**client, "RAY_worker_niceness": "0", **(extra or {})}
 
 
 @contextmanager
