@@ -47,7 +47,7 @@ demo-tune: install
 	$(BIN)/muscle tune jobs/experiments/demo-tune.yaml --output runs/demo-tune
 
 test: install
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/conformance tests/gpu tests/page
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not long" tests/unit tests/conformance tests/gpu tests/page
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not long" tests/ray tests/cluster
 
 test-long: install

@@ -37,8 +37,8 @@ def absolute(path: str) -> str:
 
 
 def join(*parts: str) -> str:
-    """Join path parts with '/', on every store."""
-    return "/".join([parts[0].rstrip("/"), *(p.strip("/") for p in parts[1:])])
+    """Join path parts with '/', on every store; empty ones are left out, which would be names."""
+    return "/".join([parts[0].rstrip("/"), *(p.strip("/") for p in parts[1:] if p.strip("/"))])
 
 
 def filesystem(path: str) -> tuple[Any, str]:

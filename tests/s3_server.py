@@ -69,8 +69,8 @@ def serve() -> tuple[S3Server, Callable[[], None]]:
         environment["wsgi.input"].read(int(environment.get("CONTENT_LENGTH") or 0))
         body = f"<Error><Code>{failure[1]}</Code><Message>told to fail</Message></Error>".encode()
         headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
-        start(f"{failure[0]} failed", headers)
-        return [body]
+        start(f"{failure[0]} failed", [*headers, ("Connection", "close")])
+        return [] if method == "HEAD" else [body]
 
     server = make_server("127.0.0.1", 0, application, threaded=True)
     running.url = f"http://127.0.0.1:{server.server_port}"

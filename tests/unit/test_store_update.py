@@ -110,6 +110,7 @@ def test_in_memory_it_gives_the_same_files(settings: dict[str, Any], finished: P
         storage.remove(root)
 
 
+@pytest.mark.long
 def test_a_search_on_s3_finds_the_same(
     s3: S3Server, tiny_models: dict[str, str], tmp_path: Path
 ) -> None:
