@@ -11,13 +11,17 @@ from typing import Any
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from muscle.config import ResourcesConfig
 from muscle.errors import UserError
 from muscle.launch import cluster
 from muscle.launch.progress import Poster, failure_of, post_failure, watching
+<<<<<<< HEAD
 from muscle.launch.waiting import TRAINING_WORKER, Patience, patient, waits_for
+=======
+from muscle.launch.rendezvous import NarrowTorchConfig
+>>>>>>> wt-scale
 from muscle.training.job import EpochRecord, OnProgress, Progress, TrainJob
 
 RESIZE_SECONDS = 60.0
@@ -102,7 +106,7 @@ def _train(job: TrainJob, resources: ResourcesConfig, width: int, board: Any) ->
             "board": board,
             "cpus": cpus,
         },
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        torch_config=NarrowTorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(**scaling),
         run_config=RunConfig(
             name=run_id,

@@ -107,8 +107,8 @@ def test_a_training_says_what_it_waits_for_and_ends_when_a_node_comes(
     try:
         assert holder.stdout is not None
         read_until("held", holder.stdout)
-        # Ray gives up a start every 2 seconds, and must not count that as a failure.
-        with start(arguments, cluster, RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="2") as work:
+        # Ray gives up a start every 10 seconds, and must not count that as a failure.
+        with start(arguments, cluster, RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="10") as work:
             try:
                 assert work.stdout is not None
                 seen = read_until("0 of 1 CPU free", work.stdout)
