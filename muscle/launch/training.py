@@ -17,11 +17,8 @@ from muscle.config import ResourcesConfig
 from muscle.errors import UserError
 from muscle.launch import cluster
 from muscle.launch.progress import Poster, failure_of, post_failure, watching
-<<<<<<< HEAD
-from muscle.launch.waiting import TRAINING_WORKER, Patience, patient, waits_for
-=======
 from muscle.launch.rendezvous import NarrowTorchConfig
->>>>>>> wt-scale
+from muscle.launch.waiting import TRAINING_WORKER, Patience, patient, waits_for
 from muscle.training.job import EpochRecord, OnProgress, Progress, TrainJob
 
 RESIZE_SECONDS = 60.0
