@@ -39,7 +39,7 @@ class Assumptions:
     b200_dollars: float = assumed(8.0, "$ per GPU hour", "the same")
     put_rate: float = assumed(200.0, "MB/s", "one writer to the object store")
     get_rate: float = assumed(1000.0, "MB/s", "one node from the object store, several readers")
-    disk_rate: float = assumed(125.0, "MB/s", "a node's gp3 disk as it comes, as in cluster.yaml")
+    disk_rate: float = assumed(1000.0, "MB/s", "a GPU node's gp3 disk, as cluster.yaml asks for it")
     request_ms: float = assumed(30.0, "ms", "one request to the object store")
     write_dollars: float = assumed(0.005, "$ per 1,000", "PUT, LIST (DELETE is free)")
     read_dollars: float = assumed(0.0004, "$ per 1,000", "GET, HEAD")
