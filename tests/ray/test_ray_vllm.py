@@ -196,7 +196,7 @@ def echoing(monkeypatch: pytest.MonkeyPatch, ray_local: None) -> list[Any]:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     built: list[Any] = []
     monkeypatch.setattr(vllm, "check_vllm", lambda engines: None)
-    monkeypatch.setattr(vllm, "build_processor", lambda one: built.append(one) or echo(one))
+    monkeypatch.setattr(vllm, "build_processor", lambda one, labels: built.append(one) or echo(one))
     return built
 
 
