@@ -10,15 +10,19 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
 from muscle.config import TrainingConfig
+from muscle.copies import locked
 from muscle.losses.distillation import LossSums
 from muscle.models.sequences import Batch
 from muscle.models.structure import unwrap
+from muscle.storage import scratch
 from muscle.training.engine import BETAS, EPSILON, MOMENTS
 from muscle.training.student import Student
 
@@ -188,8 +192,35 @@ def _gathered(parameters: list[torch.nn.Parameter]) -> Iterator[None]:
 def join_workers() -> None:
     """Let DeepSpeed take over the process group that torch.distributed has."""
     import deepspeed
+    from deepspeed.accelerator import get_accelerator
+    from torch.utils import cpp_extension
 
+    # What init_distributed compiles on a CPU, the first time on a machine.
+    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    if builder is not None:
+        forget_abandoned(Path(cpp_extension._get_build_directory(builder.name, False)) / "lock")
     deepspeed.init_distributed(verbose=False)
+
+
+def forget_abandoned(lock: Path) -> bool:
+    """Remove a compilation's lock file that no process holds open any more; whether it was one.
+
+    A worker that is killed while it compiles leaves it, and torch waits for it for ever.
+    """
+    if not lock.exists():
+        return False
+    with locked(scratch("compiling.lock")):
+        if not lock.exists() or any(_holds(process, lock) for process in psutil.process_iter()):
+            return False
+        lock.unlink()
+    return True
+
+
+def _holds(process: psutil.Process, file: Path) -> bool:
+    try:
+        return any(Path(opened.path) == file for opened in process.open_files())
+    except (psutil.Error, OSError):  # it ended, or is another user's
+        return False
 
 
 def parameter_shape(parameter: Any) -> torch.Size:
