@@ -48,7 +48,7 @@ demo-tune: install
 
 test: install
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not long" tests/unit tests/conformance tests/gpu tests/page
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not long" tests/ray tests/cluster
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long" tests/ray tests/cluster
 
 test-long: install
 	$(TEST_ENV) $(BIN)/python -m pytest -m long tests
