@@ -58,6 +58,7 @@ def submit(
     from muscle import submitting
 
     if emit is not None or template is not None:
+        submitting.only_emits({"--address": address, "--no-wait": no_wait, "--save": save})
         submitting.emit(experiment, tune, set_ or [], output, emit, template)
         return
     with submitting.reaching():

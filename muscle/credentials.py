@@ -30,13 +30,14 @@ _SHORTEST = 8  # of a secret: a shorter value ("none", "test") is found in innoc
 _PASSWORD = re.compile(r"(?<=://)[^\s/?#@:]*:[^\s/?#@]+(?=@)")
 _SIGNATURE = re.compile(
     r"(?<=[?&])(X-Amz-Signature|X-Amz-Security-Token|X-Amz-Credential|X-Goog-Signature|"
-    r"X-Goog-Credential|AWSAccessKeyId|Signature|sig|access_token|token)=[^&\s'\"]+",
+    r"X-Goog-Credential|AWSAccessKeyId|Signature|sig|access_token|token|api[_-]?key|password|secret)=[^&\s'\"]+",
     re.IGNORECASE,
 )
 _TOKENS = {
     "a Hugging Face token": re.compile(r"\bhf_[A-Za-z0-9]{20,}"),
     "an AWS key": re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"),
     "a GitHub token": re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,})"),
+    "an API key": re.compile(r"\bsk-[A-Za-z0-9_-]{20,}"),
     "a W&B key": re.compile(r"\bwandb_v\d_[A-Za-z0-9_]{20,}"),
 }
 # Elsewhere forty hexadecimal digits are a commit.
@@ -51,7 +52,7 @@ def secret_in(text: str, setting: str = "") -> str | None:
     if _PASSWORD.search(text):
         return "a URL with a password"
     if _SIGNATURE.search(text):
-        return "a signed URL"
+        return "a signed URL, or one with a key"
     for kind, pattern in _TOKENS.items():
         if pattern.search(text):
             return kind

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ from muscle.submission.packing import Package, pack
 from muscle.submission.server import Job, JobServer, LostError
 
 INTERRUPTED = 130
+WRONG_USAGE = 2
 
 
 def say(text: str) -> None:
@@ -91,6 +92,8 @@ def _follow(follower: jobs.Follower, id_: str, server: JobServer) -> int:
     code = jobs.exit_code(job)
     if job.status == "STOPPED":
         say(f"job {id_} was stopped; submitted again, its run goes on from there")
+    elif code == WRONG_USAGE:
+        say(f"job {id_} ended with exit code 2: its last line says what to mend")
     elif code:
         say(f"job {id_} ended with exit code {code}; submitted again, its run goes on from there")
     return code
@@ -106,6 +109,19 @@ def _bring_back(log: str, package: Package, save: str | None) -> None:
         say(f"results are in {said.output} (no copy here: {returned.reason})")
     else:
         say(f"results are in {said.output}, the report also in {returned.folder}")
+
+
+def only_emits(others: Mapping[str, Any]) -> None:
+    """Refuse options that printing a manifest has no use for.
+
+    Raises:
+        UserError: names the first one given.
+    """
+    for name, value in others.items():
+        if value:
+            raise UserError(
+                f"{name} is for a job server, and --emit prints a manifest: leave it out"
+            )
 
 
 def emit(
@@ -184,7 +200,8 @@ def show_jobs(address: str | None, as_json: bool) -> None:
         return
     table = Table("id", "status", "experiment", "started", "took", "output")
     for column in table.columns:
-        column.overflow = "fold"  # ids are there to be copied
+        column.overflow = "fold"
+    table.columns[0].no_wrap = True  # ids are there to be copied
     for row in found:
         began = row["started"]
         table.add_row(

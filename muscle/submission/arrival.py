@@ -26,7 +26,9 @@ def arguments_here(arguments: Sequence[str]) -> list[str]:
     for number, argument in enumerate(found):
         before = found[number - 1] if number else ""
         if argument.startswith("--output=") or before == "--output":
-            found[number] = str(expand(argument, "--output"))
+            found[number] = str(
+                expand(argument, "--output (by default STORAGE/runs/NAME, read on this node)")
+            )
             refuse_unfilled(found[number].removeprefix("--output="), "--output")
     if not any(argument.startswith("--address") for argument in found):
         found = ["--address", "auto", *found]

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fsspec.registry import known_implementations
+
 from muscle.errors import UserError
 from muscle.experiment import refuse_unfilled
 from muscle.storage import join
 
+_VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
+_OWN = {"memory", "file", "local"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 Kind = Literal["model", "adapter", "data", "file", "folder"]
@@ -76,6 +80,25 @@ def elsewhere(value: str) -> bool:
     return "${" in value or "://" in value or os.path.isabs(value)
 
 
+def check_store(value: str, setting: str) -> None:
+    """Refuse a place that no node, or no second one, could read.
+
+    Raises:
+        UserError: a `${NAME}` that doesn't end, a scheme that nobody knows or that is a machine's
+            own, a store without a bucket.
+    """
+    if "${" in _VARIABLE.sub("", value):
+        raise UserError(f"{setting} is {value!r}: write a variable as ${{NAME}}")
+    scheme, remote, rest = value.partition("://")
+    if not remote or "${" in scheme:
+        return
+    if scheme in _OWN or scheme not in known_implementations or not rest.strip("/"):
+        raise UserError(
+            f"{setting} is {value!r}, which the nodes can't share: give an object-storage path "
+            "such as s3://BUCKET/FOLDER, or an absolute path that all nodes see"
+        )
+
+
 def here(value: str, folder: Path) -> Path | None:
     """What a path means on this machine: beside the experiment first, as `muscle run` reads it."""
     for candidate in (folder / value, Path(value).expanduser()):
@@ -91,6 +114,7 @@ def check_place(place: Place, folder: Path) -> None:
         UserError: names the setting, and how the cluster gets to see it.
     """
     value = place.value
+    check_store(value, f"setting '{place.setting}'")
     refuse_unfilled(value, f"setting '{place.setting}'")
     if elsewhere(value) or (place.kind == "model" and value.startswith("testbed:")):
         return
@@ -98,7 +122,7 @@ def check_place(place: Place, folder: Path) -> None:
     if found is None and place.kind == "model" and _HUB_ID.fullmatch(value):
         return
     hub = "a hub id (with a revision), " if place.kind == "model" else ""
-    many = "--recursive " if found is not None and found.is_dir() else ""
+    many = "" if place.kind == "data" else "--recursive "
     name = Path(value).expanduser().name
     state = "is on this machine only" if found is not None else "is a path of this machine"
     raise UserError(
@@ -121,10 +145,12 @@ def output_of(raw: dict[str, Any], output: str | None, tune: bool) -> str:
     )
     if isinstance(store, str):
         refuse_unfilled(store, "setting 'storage'")
+        check_store(store, "setting 'storage'")
         if not elsewhere(store):
             raise UserError(f"setting 'storage' is {store!r}, a path of this machine: {mend}")
     if output is not None:
         refuse_unfilled(output, "--output")
+        check_store(output, "--output")
         if not elsewhere(output):
             raise UserError(f"--output is {output!r}, a path of this machine: {mend}")
         return output

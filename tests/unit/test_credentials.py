@@ -26,6 +26,8 @@ SECRETS = {
     "password alone": "redis://:word@host",
     "signed": "https://bucket/x?X-Amz-Date=1&X-Amz-Signature=abcdef&x=1",
     "azure": "https://account/x?sv=1&sig=abc%3D",
+    "query": "https://tracking/?api_key=abcdef",
+    "api": "sk-" + "x1" * 18,
 }
 
 

@@ -248,3 +248,31 @@ def test_the_same_run_has_the_same_identity(tmp_path: Path) -> None:
     others.append(pack(file))
     identities = {first, *(package.identity for package in others)}
     assert len(identities) == 5
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["s3://", "memory://x", "file:///tmp/x", "nowhere://bucket/x", "s3://bucket/${MUSCLE_STORAGE"],
+)
+def test_a_place_that_nodes_cant_share_is_refused(place: str, tmp_path: Path) -> None:
+    """By whichever way it is named, before anything is submitted."""
+    with pytest.raises(UserError, match=r"setting 'storage' is .*: (give|write) "):
+        pack(write(tmp_path, storage=place))
+    with pytest.raises(UserError, match=r"--output is .*: (give|write) "):
+        pack(write(tmp_path), output=place)
+    with pytest.raises(UserError, match=r"setting 'old.model' is .*: (give|write) "):
+        pack(write(tmp_path, old={"model": place}))
+
+
+def test_an_adapter_that_isnt_there_is_copied_as_a_folder(tmp_path: Path) -> None:
+    file = write(tmp_path, new={"model": "testbed:v2", "adapter": "adapters/v2"})
+    with pytest.raises(UserError, match="aws s3 cp --recursive adapters/v2"):
+        pack(file)
+
+
+def test_emitting_refuses_what_it_would_ignore() -> None:
+    from muscle.submitting import only_emits
+
+    only_emits({"--address": None, "--no-wait": False, "--save": None})
+    with pytest.raises(UserError, match="--no-wait is for a job server"):
+        only_emits({"--address": None, "--no-wait": True, "--save": None})
