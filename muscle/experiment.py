@@ -18,7 +18,7 @@ P = TypeVar("P", bound=BaseModel)
 UNFILLED = "FILL-IN"
 """Stands in cluster files where users put names of their own."""
 
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _PATHS = (
     "include_path",
     "train",
@@ -74,7 +74,7 @@ def check_raw(raw: dict[str, Any], file: Path) -> None:
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False)
         inputs = [problem["input"] for problem in problems]
-        if not all(isinstance(given, str) and _VARIABLE.search(given) for given in inputs):
+        if not all(isinstance(given, str) and VARIABLE.search(given) for given in inputs):
             raise UserError(f"{file}: {describe(error)}") from None
 
 
@@ -342,7 +342,7 @@ def expand(value: Any, where: str = "", lenient: bool = False) -> Any:
             raise UserError(f"setting '{where}' needs the environment variable {name}: set it")
         return os.environ.get(name, match.group(0))
 
-    return _VARIABLE.sub(replace, value)
+    return VARIABLE.sub(replace, value)
 
 
 def _locate(settings: P, folder: Path) -> P:

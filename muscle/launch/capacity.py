@@ -83,7 +83,7 @@ class Capacity:
         found = [kind for kind in self.types or () if kind.most > 0 and size(kind.resources)]
         for shape, number in alone.items():
             node = example[shape]
-            name = node.labels.get("muscle-role") or node.kind or "node"
+            name = node.labels.get(ROLE) or node.kind or "node"
             found.append(NodeType(name, node.total, _own(node.labels), number))
         return [kind for kind in found if matches(labels or {}, kind.labels)]
 
@@ -245,6 +245,8 @@ def _own(labels: Labels) -> dict[str, str]:
 
 # --- the drivers of trials --------------------------------------------------------------------
 
+ROLE = "muscle-role"
+"""The label by which cluster.yaml and cluster/kuberay say what a node is for."""
 OFF_GPUS = "!in(scoring,training)"
 OFF_GPUS_AND_HEAD = "!in(head,scoring,training)"
 
@@ -258,6 +260,6 @@ def driver_labels(capacity: Capacity) -> dict[str, str]:
     ]
     places = [*(node.labels for node in capacity.nodes), *(kind.labels for kind in started)]
     for wish in (OFF_GPUS_AND_HEAD, OFF_GPUS):
-        if any(matches({"muscle-role": wish}, labels) for labels in places):
-            return {"muscle-role": wish}
+        if any(matches({ROLE: wish}, labels) for labels in places):
+            return {ROLE: wish}
     return {}

@@ -112,7 +112,7 @@ def check_reachable(address: str | None) -> None:
             f"{asked} is a job server's address: `muscle submit EXPERIMENT --address {asked}` "
             "takes it; here --address (or RAY_ADDRESS) is the HOST:PORT of the cluster itself"
         )
-    place = (address or os.environ.get("RAY_ADDRESS") or "").removeprefix("ray://")
+    place = asked.removeprefix("ray://")
     host, colon, port = place.rpartition(":")
     if not colon or not port.isdigit():
         return  # "auto", "local" or nothing: Ray finds it itself
@@ -120,7 +120,7 @@ def check_reachable(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
     except OSError as error:
         raise UserError(
-            f"Ray cluster {address or os.environ['RAY_ADDRESS']!r} can't be reached "
+            f"Ray cluster {asked!r} can't be reached "
             f"({error.strerror or error}): check --address or RAY_ADDRESS, and that it runs"
         ) from None
 

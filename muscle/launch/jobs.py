@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from muscle.credentials import secret_in
 from muscle.errors import UserError
+from muscle.launch.capacity import OFF_GPUS, ROLE
 from muscle.submission.server import Job, LostError, Order, Status
 
 TIMEOUT_S = 10.0
@@ -22,7 +23,7 @@ REQUEST_S = 60.0
 QUIET_S = 15.0
 """A log that says nothing for so long: is the job still there?"""
 
-NOT_ON_GPUS = {"muscle-role": "!in(scoring,training)"}
+NOT_ON_GPUS = {ROLE: OFF_GPUS}
 """Where drivers run; a node without the label will do."""
 
 URL = "http://HOST:8265, the URL of the cluster's dashboard (ray dashboard cluster.yaml; "

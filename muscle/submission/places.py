@@ -10,10 +10,9 @@ from typing import Any, Literal
 from fsspec.registry import known_implementations
 
 from muscle.errors import UserError
-from muscle.experiment import refuse_unfilled
+from muscle.experiment import VARIABLE, refuse_unfilled
 from muscle.storage import join
 
-_VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
 _OWN = {"memory", "file", "local"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
@@ -87,7 +86,7 @@ def check_store(value: str, setting: str) -> None:
         UserError: a `${NAME}` that doesn't end, a scheme that nobody knows or that is a machine's
             own, a store without a bucket.
     """
-    if "${" in _VARIABLE.sub("", value):
+    if "${" in VARIABLE.sub("", value):
         raise UserError(f"{setting} is {value!r}: write a variable as ${{NAME}}")
     scheme, remote, rest = value.partition("://")
     if not remote or "${" in scheme:
