@@ -134,12 +134,14 @@ class TaskConfig(Part):
 class VersionConfig(Part):
     """One base model, and optionally a task adapter that already exists.
 
-    `model` is a directory, a hub id, or `testbed:v1` / `testbed:v2`.
+    `model` is a directory, a hub id, or `testbed:v1` / `testbed:v2`. `chat_template` is a Jinja
+    file that chats are rendered by; default: the tokenizer's own.
     """
 
     model: str
     revision: str | None = None
     adapter: str | None = None
+    chat_template: str | None = None
 
 
 class AdapterConfig(Part):

@@ -26,6 +26,7 @@ _PATHS = (
     "validation",
     "adapter",
     "model",
+    "chat_template",
     "noise_floor",
     "must_keep",
     "waive",

@@ -29,12 +29,23 @@ def _required(name: str, kind: pa.DataType) -> pa.Field:
     return pa.field(name, kind, nullable=False)
 
 
-EXAMPLE_SCHEMA = pa.schema([_required(n, pa.string()) for n in ("id", "prompt", "answer")])
+EXAMPLE_SCHEMA = pa.schema(
+    [
+        *(_required(n, pa.string()) for n in ("id", "prompt", "answer")),
+        pa.field("turns", pa.list_(pa.list_(pa.int64()))),
+    ]
+)
 
 _REQUEST = pa.struct(
     [pa.field(n, pa.string()) for n in ("kind", "context", "continuation", "generation")]
 )
-QUERY_SCHEMA = pa.schema([_required("id", pa.string()), _required("requests", pa.list_(_REQUEST))])
+QUERY_SCHEMA = pa.schema(
+    [
+        _required("id", pa.string()),
+        _required("requests", pa.list_(_REQUEST)),
+        pa.field("chat", pa.string()),
+    ]
+)
 
 _OUTPUT = pa.struct(
     [
@@ -72,18 +83,27 @@ PREDICTION_SCHEMA = pa.schema(
         pa.field("truncated", pa.string()),
         pa.field("document", pa.string()),
         _required("fields", pa.map_(pa.string(), pa.string())),
+        pa.field("prompt", pa.string()),
+        pa.field("reason", pa.string()),
     ]
 )
 
 
 def example_to_row(example: TrainingExample) -> Row:
     """A training example as a plain dict."""
-    return {"id": example.id, "prompt": example.prompt, "answer": example.answer}
+    names = ("id", "prompt", "answer", "turns")
+    return {name: getattr(example, name) for name in names}
 
 
 def row_to_example(row: Mapping[str, Any]) -> TrainingExample:
     """The inverse of `example_to_row`."""
-    return TrainingExample(id=str(row["id"]), prompt=str(row["prompt"]), answer=str(row["answer"]))
+    turns = row["turns"]
+    return TrainingExample(
+        id=str(row["id"]),
+        prompt=str(row["prompt"]),
+        answer=str(row["answer"]),
+        turns=None if turns is None else tuple((int(start), int(end)) for start, end in turns),
+    )
 
 
 def query_to_row(query: Query) -> Row:
@@ -92,6 +112,7 @@ def query_to_row(query: Query) -> Row:
     return {
         "id": query.id,
         "requests": [{n: getattr(request, n) for n in names} for request in query.requests],
+        "chat": query.chat,
     }
 
 
@@ -103,6 +124,7 @@ def row_to_query(row: Mapping[str, Any]) -> Query:
             Request(**{name: str(value) for name, value in request.items()})  # type: ignore[arg-type]
             for request in row["requests"]
         ),
+        chat=_or_none(str, row["chat"]),
     )
 
 
@@ -160,6 +182,8 @@ def row_to_prediction(row: Mapping[str, Any]) -> Prediction:
         truncated=row["truncated"],
         document=_or_none(str, row["document"]),
         fields={str(name): str(value) for name, value in dict(row["fields"]).items()},
+        prompt=_or_none(str, row["prompt"]),
+        reason=_or_none(str, row["reason"]),
     )
 
 
@@ -317,8 +341,7 @@ def _open_copy(path: str | Path) -> AbstractContextManager[pq.ParquetFile]:
 
 
 def _rows(path: str | Path, table: pa.Table, schema: pa.Schema) -> list[Row]:
-    if schema is PREDICTION_SCHEMA:
-        table = with_new_columns(table)
+    table = with_new_columns(table, schema)
     _check_columns(path, table, schema)
     try:
         rows: list[Row] = table.select(schema.names).cast(schema).to_pylist()
@@ -327,15 +350,15 @@ def _rows(path: str | Path, table: pa.Table, schema: pa.Schema) -> list[Row]:
     return rows
 
 
-NEW_COLUMNS = ("response", "truncated", "document", "fields")
-"""Columns of predictions that earlier versions of ours didn't write."""
+NEW_COLUMNS = ("response", "truncated", "document", "fields", "prompt", "reason", "turns", "chat")
+"""Columns that earlier versions of ours didn't write."""
 
 
-def with_new_columns(table: pa.Table) -> pa.Table:
-    """Predictions of an earlier version of ours, with empty columns for what came since."""
+def with_new_columns(table: pa.Table, schema: pa.Schema = PREDICTION_SCHEMA) -> pa.Table:
+    """A table of an earlier version of ours, with empty columns for what came since."""
     for name in NEW_COLUMNS:
-        if name not in table.column_names:
-            field = PREDICTION_SCHEMA.field(name)
+        if name in schema.names and name not in table.column_names:
+            field = schema.field(name)
             empty: list[Any] = [None if field.nullable else []] * table.num_rows
             table = table.append_column(field, pa.array(empty, field.type))
     return table

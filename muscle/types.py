@@ -42,11 +42,17 @@ class TrainingExample:
     The training sequence is tokens(prompt + answer) + EOS. `answer` begins with the
     task's target delimiter, exactly as the harness scores the gold answer, so that
     training and evaluation split the text at the same place.
+
+    A chat is `prompt + answer` as its template renders it, special tokens included, so that
+    neither BOS nor EOS is added. `turns` are the character ranges of `prompt + answer` that the
+    model is to write, one for each assistant's turn, its end-of-turn token included; None for
+    what is no chat.
     """
 
     id: str
     prompt: str
     answer: str
+    turns: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +73,16 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Everything one evaluation example asks of a model; a row of a request file."""
+    """Everything one evaluation example asks of a model; a row of a request file.
+
+    `chat` is a chat as a JSON object ({"messages": […], "tools": […]}), None for plain text. The
+    requests' contexts are then what this version's template makes of it, special tokens
+    included, so that no tokenizer adds any.
+    """
 
     id: str
     requests: tuple[Request, ...]
+    chat: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +139,9 @@ class Prediction:
     truncated      what did not fit, else None
     document       a hash of the task's own row, equal however the prompt is rendered
     fields         short values of that row (subject, length, …), for slices
+    prompt         what this version was asked in its own words (its chat template); None where
+                   that is the question
+    reason         why the score is what it is, in a few words, from scorers that say so
     """
 
     task: str
@@ -144,3 +159,5 @@ class Prediction:
     truncated: Truncated | None = None
     document: str | None = None
     fields: dict[str, str] = field(default_factory=dict)
+    prompt: str | None = None
+    reason: str | None = None

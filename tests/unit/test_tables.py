@@ -94,9 +94,24 @@ def test_answers_round_trip(tmp_path_factory, records):
 
 
 def test_examples_round_trip_through_a_remote_path():
-    records = [TrainingExample("1", "Question:\n", " é|\x00"), TrainingExample("2", "", "")]
+    records = [
+        TrainingExample("1", "Question:\n", " é|\x00"),
+        TrainingExample("2", "", ""),
+        TrainingExample("3", "<user>", "a</s><user>b</s>", ((6, 11), (17, 22))),
+        TrainingExample("4", "", "", ()),
+    ]
     tables.write_examples("memory://muscle-tests/deep/x.parquet", records)
     assert tables.read_examples("memory://muscle-tests/deep/x.parquet") == records
+
+
+def test_files_of_before_chats_are_read(tmp_path):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"id": ["1"], "prompt": ["p"], "answer": ["a"]}), path)
+    assert tables.read_examples(path) == [TrainingExample("1", "p", "a")]
+    query = Query("1", (Request("generate_until", "c", "", "{}"),))
+    tables.write_queries(path, [query])
+    pq.write_table(pq.read_table(path).drop_columns(["chat"]), path)
+    assert tables.read_queries(path) == [query]
 
 
 def test_nan_and_the_last_bit_survive(tmp_path):
