@@ -165,8 +165,11 @@ def evaluate(
         bool, typer.Option("--fewshot-as-multiturn", help="Few-shot examples as turns of a chat.")
     ] = False,
     backend: Annotated[
-        str, typer.Option(help="What writes answers: transformers, continuous or vllm.")
+        str, typer.Option(help="What answers: transformers, continuous, vllm; openai: a server.")
     ] = "transformers",
+    base_url: Annotated[
+        list[str] | None, typer.Option(metavar="[NAME=]URL", help="Server of --backend openai.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     repeat: Annotated[
         int, typer.Option(help="Ask so often, and print what changes: the engine's own noise.")
@@ -181,7 +184,7 @@ def evaluate(
     Run it again to go on from where it stopped.
     """
     from muscle.commands import evaluate_models
-    from muscle.experiment import given_settings
+    from muscle.experiment import base_urls, given_settings
 
     settings = given_settings(task, model, include_path, num_fewshot)
     settings["prompting"] = {
@@ -190,6 +193,7 @@ def evaluate(
         "fewshot_as_multiturn": fewshot_as_multiturn,
     }
     settings["evaluation"] = {"limit": limit, "backend": backend, "dtype": dtype}
+    settings["evaluation"]["server"] = {"base_url": base_urls(base_url or [])}
     settings["repeat"] = repeat
     with stoppable():
         evaluate_models(settings, set_ or [], output, dry_run, address, debug)

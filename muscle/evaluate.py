@@ -12,6 +12,15 @@ from muscle.errors import UserError
 from muscle.metrics.summary import repeat_noise, score_summary
 from muscle.plan import Step, predictions_step
 from muscle.predict import Evaluator, Predictor, Wanted, about_predictions, software
+from muscle.served import (
+    Served,
+    ServedBase,
+    needs_of,
+    resolve_served,
+    served_about,
+    served_prompting,
+    served_step,
+)
 from muscle.steps import Workshop
 from muscle.tables import read_predictions, write_predictions
 from muscle.tasks import Group, Task, load_suite
@@ -56,7 +65,7 @@ def plan_evaluation(config: Evaluation) -> EvaluationPlan:
         UserError: whatever is wrong with a task, a model, an adapter or a chat template.
     """
     tasks, groups = _suites(config.tasks)
-    bases = {name: resolve_base(model, name) for name, model in config.models.items()}
+    bases = _bases(config)
     promptings = {name: _prompting(config.prompting, base) for name, base in bases.items()}
     limit = config.evaluation.limit
     queries: dict[tuple[str, str | None], Step] = {}
@@ -83,12 +92,21 @@ def plan_evaluation(config: Evaluation) -> EvaluationPlan:
     return EvaluationPlan(config, tasks, groups, bases, wanted)
 
 
+def _bases(config: Evaluation) -> Mapping[str, Base]:
+    if config.evaluation.backend == "openai":
+        return resolve_served(config.models, config.evaluation)
+    return {name: resolve_base(model, name) for name, model in config.models.items()}
+
+
 def _step(
     config: Evaluation, name: str, base: Base, task: Task, queries: Step, repeat: int
 ) -> Step:
     again = f" (repeat {repeat + 1})" if repeat else ""
+    label = f"evaluate {name} on {task.name}{again}"
+    if isinstance(base, ServedBase):
+        return served_step(label, base, queries, config.evaluation, repeat)
     return predictions_step(
-        f"evaluate {name} on {task.name}{again}",
+        label,
         base,
         base.given_adapter,
         queries,
@@ -118,6 +136,8 @@ def _suites(configs: Sequence[TaskConfig]) -> tuple[dict[str, Task], list[Group]
 
 def _prompting(config: PromptingConfig, base: Base) -> Prompting | None:
     """How this base is spoken to; None: as plain text."""
+    if isinstance(base, ServedBase):
+        return served_prompting(config)
     if not config.apply_chat_template:
         plain = Prompting(config.system_instruction, None, None, config.fewshot_as_multiturn)
         return None if plain.is_plain else plain
@@ -133,6 +153,21 @@ def _prompting(config: PromptingConfig, base: Base) -> Prompting | None:
         chat_fingerprint(tokenizer, template),
         config.fewshot_as_multiturn,
     )
+
+
+def served_evaluator(plan: EvaluationPlan) -> Served:
+    """Who asks the servers of a plan's models.
+
+    Raises:
+        UserError: a task that asks what no server of this kind answers.
+    """
+    config = plan.config
+    models = {name: base for name, base in plan.bases.items() if isinstance(base, ServedBase)}
+    prompting = next(iter(plan.wanted.values())).prompting
+    evaluation = config.evaluation
+    needs = needs_of(plan.tasks, prompting, evaluation.server, evaluation.limit)
+    rendered = bool(config.prompting.apply_chat_template)
+    return Served(evaluation.server, models, needs, rendered)
 
 
 class Evaluating:
@@ -210,7 +245,7 @@ class Evaluating:
     def _about(self, name: str, task: str) -> dict[str, Any]:
         """How a version's predictions on a task were made."""
         wanted, prompting = self.plan.wanted[name, task, 0], self.config.prompting
-        return {
+        about = {
             **about_predictions(
                 wanted.task,
                 self.config.evaluation,
@@ -224,6 +259,9 @@ class Evaluating:
             "adapter_path": self.config.models[name].adapter,
             "groups": [group.name for group in self.plan.groups if task in group.tasks],
         }
+        if isinstance(wanted.base, ServedBase):
+            return served_about(about, wanted.base, self.config.evaluation)
+        return about
 
     def _groups(self, tasks: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         scores = {name: task["scores"] for name, task in tasks.items()}
@@ -286,12 +324,16 @@ def _before(output: str) -> dict[str, Any]:
 def task_settings(plan: EvaluationPlan, task: str) -> dict[str, Any]:
     """All settings that change a task's numbers, as they stand in evaluation.json."""
     config = plan.config
-    return {
+    found = {
         "dtype": _dtype(config),
-        **config.evaluation.model_dump(exclude={"dtype"}),
+        **config.evaluation.model_dump(exclude={"dtype", "server"}),
         **config.prompting.model_dump(),
         **plan.tasks[task].settings(),
     }
+    if config.evaluation.backend == "openai":
+        found["dtype"] = None  # the server's
+        found |= config.evaluation.server.model_dump(include={"extra_body", "endpoint"})
+    return found
 
 
 def _identity(plan: EvaluationPlan, name: str) -> dict[str, Any]:

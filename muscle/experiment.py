@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from muscle.config import Evaluation, Experiment, TaskConfig
-from muscle.credentials import find_secret
+from muscle.credentials import find_secret, know
 from muscle.errors import UserError
 
 P = TypeVar("P", bound=BaseModel)
@@ -178,7 +178,35 @@ def build_evaluation(settings: dict[str, Any], overrides: Sequence[str] = ()) ->
     """
     for override in overrides:
         _apply(settings, override)
+    server = (settings.get("evaluation") or {}).get("server")
+    variable = server.get("api_key_env") if isinstance(server, dict) else None
+    if isinstance(variable, str):
+        know(variable)
     return _validated(Evaluation, settings, "")
+
+
+def base_urls(given: Sequence[str]) -> str | dict[str, str] | None:
+    """The value of `evaluation.server.base_url`: one URL, or NAME=URL for each model's name.
+
+    Raises:
+        UserError: both kinds, or several servers without names.
+    """
+    if not given:
+        return None
+    named = [re.match(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.*)", text, re.DOTALL) for text in given]
+    if len(given) == 1 and named[0] is None:
+        return given[0]
+    found: dict[str, str] = {}
+    for text, match in zip(given, named, strict=True):
+        if match is None:
+            raise UserError(
+                f"--base-url {text!r}: with several servers write each as NAME=URL, where NAME is "
+                "that of a --model"
+            )
+        if match[1] in found:
+            raise UserError(f"--base-url: the name '{match[1]}' is given twice")
+        found[match[1]] = match[2]
+    return found
 
 
 def _read(file: Path, what: str) -> dict[str, Any]:

@@ -30,6 +30,7 @@ SHOWN = {
     "max_length": "longest input (tokens)",
     "dtype": "number format",
     "backend": "engine",
+    "extra_body": "fields added to each request (extra_body)",
 }
 """Facts of a side that are shown when they differ."""
 

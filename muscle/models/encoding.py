@@ -32,7 +32,7 @@ class Encoder:
         the join belongs to the continuation. An empty context is the prefix token (BOS,
         else EOS).
         """
-        moved = [_move_spaces(context, continuation) for context, continuation in texts]
+        moved = [move_spaces(context, continuation) for context, continuation in texts]
         with_special = _unique(
             text
             for (original, _), (context, rest) in zip(texts, moved, strict=True)
@@ -130,7 +130,8 @@ def rolling_windows(tokens: list[int], prefix: int, max_length: int) -> list[Pai
     return pairs
 
 
-def _move_spaces(context: str, continuation: str) -> tuple[str, str]:
+def move_spaces(context: str, continuation: str) -> tuple[str, str]:
+    """The harness's rule: trailing spaces of the context count to the continuation."""
     kept = context.rstrip()
     return kept, context[len(kept) :] + continuation
 

@@ -21,7 +21,7 @@ LAYERS = [
     ["inputs"],
     ["bases", "splits", "plan", "tuning", "report", "planning", "gate"],
     ["steps"],
-    ["predict", "teaching", "alone"],
+    ["predict", "teaching", "alone", "served"],
     ["compare"],
     ["results"],
     ["pipeline", "evaluate"],
