@@ -41,8 +41,8 @@ def messages_as_text(messages: list[dict[str, str]], open_turn: bool = True) -> 
     """
     if not open_turn:
         raise UserError(
-            "this task begins the assistant's turn itself (gen_prefix), and a server's chat can't go "
-            "on from there: leave --apply-chat-template out, or use --backend transformers"
+            "this task begins the assistant's turn itself (gen_prefix), and a server's chat can't "
+            "go on from there: leave --apply-chat-template out, or use --backend transformers"
         )
     return _MARK + json.dumps(messages, ensure_ascii=False) + "}"
 

@@ -54,8 +54,9 @@ class Server:
         # A redirect would carry the key, or the prompts, to whoever it names.
         self.http = openai.DefaultAsyncHttpxClient(follow_redirects=False)
         # Else an organisation's name of the environment goes to whatever server is asked.
-        names = ("OpenAI-Organization", "OpenAI-Project", *(() if key else ("Authorization",)))
-        left_out: Any = {name: openai.Omit() for name in names}
+        left_out: Any = {f"OpenAI-{name}": openai.Omit() for name in ("Organization", "Project")}
+        # The client insists on a key unless each request says that it sends none.
+        self.headers: Any = {} if key else {"Authorization": openai.Omit()}
         self.client = openai.AsyncOpenAI(
             base_url=url,
             api_key=key or "none",
@@ -85,11 +86,17 @@ class Server:
         try:
             if endpoint == "chat":
                 raw = await self.client.chat.completions.with_raw_response.create(
-                    model=body["model"], messages=body["messages"], extra_body=rest
+                    model=body["model"],
+                    messages=body["messages"],
+                    extra_body=rest,
+                    extra_headers=self.headers,
                 )
             else:
                 raw = await self.client.completions.with_raw_response.create(
-                    model=body["model"], prompt=body["prompt"], extra_body=rest
+                    model=body["model"],
+                    prompt=body["prompt"],
+                    extra_body=rest,
+                    extra_headers=self.headers,
                 )
             return read_object(raw.text)
         except openai.APITimeoutError:
@@ -108,7 +115,7 @@ class Server:
         """
         try:
             client = self.client.with_options(timeout=min(LOOK_S, self.config.timeout_s))
-            raw = await client.models.with_raw_response.list()
+            raw = await client.models.with_raw_response.list(extra_headers=self.headers)
             listed = read_object(raw.text).get("data")
         except openai.APIConnectionError as error:
             raise UserError(

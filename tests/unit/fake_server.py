@@ -47,13 +47,14 @@ class Fake:
     now: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def bodies(self, longer_than: int = 1) -> list[dict[str, Any]]:
+    def bodies(self) -> list[dict[str, Any]]:
         """What was asked in earnest: probes want one token."""
-        return [b for _, b, _ in self.asked if b.get("max_tokens") != 1 or b.get("echo")]
+        return [b for _, b, _ in self.asked if b and (b["max_tokens"] != 1 or b.get("echo"))]
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else a reply waits 40 ms for an acknowledgement
     fake: Fake
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -61,7 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.split("?")[0]
-        headers = dict(self.headers)
+        headers = {k.lower(): v for k, v in self.headers.items()}
         if path == "/v1/models":
             self.fake.asked.append((path, {}, headers))
             found = self.fake.behave(self.fake, path, {}) if not self.fake.models else None
@@ -77,7 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
         with fake.lock:
             fake.now += 1
             fake.most = max(fake.most, fake.now)
-            fake.asked.append((self.path, body, dict(self.headers)))
+            fake.asked.append((self.path, body, {k.lower(): v for k, v in self.headers.items()}))
         try:
             self._send(fake.behave(fake, self.path, body))
         finally:
