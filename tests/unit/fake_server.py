@@ -102,6 +102,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
 
+class _Http(ThreadingHTTPServer):
+    request_queue_size = 128  # the default of 5 turns away a client with 16 connections
+
+
 @contextmanager
 def serving(
     behave: Callable[[Fake, str, dict[str, Any]], Reply] | None = None,
@@ -113,7 +117,7 @@ def serving(
     if behave is not None:
         fake.behave = behave
     handler = type("Handler", (_Handler,), {"fake": fake})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = _Http(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     fake.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
