@@ -66,14 +66,18 @@ def plan_evaluation(config: Evaluation) -> EvaluationPlan:
     """
     tasks, groups = _suites(config.tasks)
     bases = _bases(config)
-    promptings = {name: _prompting(config.prompting, base) for name, base in bases.items()}
+    promptings = {
+        (name, is_chat): _prompting(config.prompting, base, is_chat)
+        for name, base in bases.items()
+        for is_chat in {task.is_chat for task in tasks.values()}
+    }
     limit = config.evaluation.limit
     queries: dict[tuple[str, str | None], Step] = {}
     wanted: dict[tuple[str, str, int], Wanted] = {}
     for name, base in bases.items():
-        prompting = promptings[name]
-        chat = None if prompting is None else prompting.chat_name
         for task in tasks.values():
+            prompting = promptings[name, task.is_chat]
+            chat = None if prompting is None else prompting.chat_name
             if (task.name, chat) not in queries:
                 inputs = {"task": task.evaluation_fingerprint(limit, prompting)}
                 queries[task.name, chat] = Step("queries", f"requests of {task.name}", inputs)
@@ -134,10 +138,10 @@ def _suites(configs: Sequence[TaskConfig]) -> tuple[dict[str, Task], list[Group]
     return tasks, list(groups.values())
 
 
-def _prompting(config: PromptingConfig, base: Base) -> Prompting | None:
+def _prompting(config: PromptingConfig, base: Base, is_chat: bool) -> Prompting | None:
     """How this base is spoken to; None: as plain text."""
     if isinstance(base, ServedBase):
-        return served_prompting(config)
+        return served_prompting(config, is_chat)
     if not config.apply_chat_template:
         plain = Prompting(config.system_instruction, None, None, config.fewshot_as_multiturn)
         return None if plain.is_plain else plain
@@ -163,9 +167,9 @@ def served_evaluator(plan: EvaluationPlan) -> Served:
     """
     config = plan.config
     models = {name: base for name, base in plan.bases.items() if isinstance(base, ServedBase)}
-    prompting = next(iter(plan.wanted.values())).prompting
+    asked = {w.task.name: (w.task, w.prompting) for w in plan.wanted.values()}
     evaluation = config.evaluation
-    needs = needs_of(plan.tasks, prompting, evaluation.server, evaluation.limit)
+    needs = needs_of(asked, evaluation.server, evaluation.limit)
     rendered = bool(config.prompting.apply_chat_template)
     return Served(evaluation.server, models, needs, rendered)
 

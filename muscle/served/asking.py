@@ -113,7 +113,6 @@ class Served:
     async def _check(self) -> None:
         for base in {base.fingerprint: base for base in self.models.values()}.values():
             async with Server(base.url, self.config) as server:
-                await server.models()
                 await self.check(server, base.config.model)
 
     async def check(self, server: Server, model: str) -> None:
@@ -142,7 +141,6 @@ class Served:
 
     async def _server(self, url: str, turns: "Sequence[Turn]", tell: "_Tell") -> None:
         async with Server(url, self.config) as server:
-            await server.models()
             for turn in turns:
                 await _Asking(self, server, turn, tell).run()
 

@@ -104,7 +104,7 @@ async def _look(
     """url -> (engine, what it serves)."""
     found = {}
     for url in urls:
-        async with Server(url, evaluation.server, retries=min(1, evaluation.server.retries)) as one:
+        async with Server(url, evaluation.server) as one:
             listed = await one.models()
             found[url] = (await _engine(one, listed or []), listed)
     return found

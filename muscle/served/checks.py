@@ -18,8 +18,7 @@ Need = tuple[str, Query, Request]
 
 
 def needs_of(
-    tasks: Mapping[str, Task],
-    prompting: Prompting | None,
+    tasks: Mapping[str, tuple[Task, Prompting | None]],
     config: ServerConfig,
     limit: int | None,
 ) -> list[Need]:
@@ -28,9 +27,9 @@ def needs_of(
     Raises:
         UserError: a task that asks what no server of this kind answers.
     """
-    rendered = prompting is not None and prompting.chat is not None
     found: list[Need] = []
-    for name, task in tasks.items():
+    for name, (task, prompting) in tasks.items():
+        rendered = prompting is not None and prompting.chat is not None
         query = task.queries(limit, prompting)[0]
         request = query.requests[0]
         chat = chat_of(query, request, rendered)

@@ -14,17 +14,28 @@ NAME = "the server's own"
 _MARK = '{"messages": '
 
 
-def served_prompting(config: PromptingConfig) -> Prompting | None:
+def served_prompting(config: PromptingConfig, is_chat: bool) -> Prompting | None:
     """How a served model is spoken to; None: as plain text.
 
+    Args:
+        is_chat: whether the task's examples are chats.
+
     Raises:
-        UserError: a chat template by name, which is the server's to choose.
+        UserError: a chat template by name, which is the server's to choose; a system instruction
+            for chats, which bring their own.
     """
     if isinstance(config.apply_chat_template, str):
         raise UserError(
             f"--chat-template {config.apply_chat_template!r}: a server renders chats with its own "
             "template: use --apply-chat-template, and start the server with the one you want"
         )
+    if is_chat:
+        if config.system_instruction:
+            raise UserError(
+                "--system-instruction: the chats of a task with 'format: chat' have their own "
+                "system messages: put it there"
+            )
+        return Prompting(chat_name=NAME, server=True)
     if config.apply_chat_template:
         return Prompting(
             config.system_instruction, messages_as_text, NAME, config.fewshot_as_multiturn

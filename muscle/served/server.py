@@ -48,7 +48,7 @@ class Server:
         UserError: a setting names a variable that isn't set.
     """
 
-    def __init__(self, url: str, config: ServerConfig, retries: int | None = None):
+    def __init__(self, url: str, config: ServerConfig):
         self.url, self.config = url, config
         self.key = key = _key(config)
         # A redirect would carry the key, or the prompts, to whoever it names.
@@ -62,7 +62,7 @@ class Server:
             api_key=key or "none",
             default_headers=left_out,
             timeout=config.timeout_s,
-            max_retries=config.retries if retries is None else retries,
+            max_retries=config.retries,
             http_client=self.http,
         )
         self.known: list[str] | None = None  # the names of its models, once it has told
@@ -105,6 +105,8 @@ class Server:
         except openai.APIConnectionError as error:
             raise RowError(f"the connection failed: {cause(error)}", passing=True) from None
         except openai.APIStatusError as error:
+            if error.status_code == 404 and self.known is None:
+                await self.models()
             raise self._refusal(error, endpoint, str(body["model"])) from None
 
     async def models(self) -> list[dict[str, Any]] | None:
@@ -114,7 +116,9 @@ class Server:
             UserError: nobody answers there, or it takes no such key.
         """
         try:
-            client = self.client.with_options(timeout=min(LOOK_S, self.config.timeout_s))
+            client = self.client.with_options(
+                timeout=min(LOOK_S, self.config.timeout_s), max_retries=min(1, self.config.retries)
+            )
             raw = await client.models.with_raw_response.list(extra_headers=self.headers)
             listed = read_object(raw.text).get("data")
         except openai.APIConnectionError as error:
