@@ -203,7 +203,7 @@ class Evaluating:
         """
         check_evaluation_output(self.plan, self.output)
         wanted = list(self.plan.wanted.values())
-        if self.workshop.missing([w.step for w in wanted]):
+        if self.workshop.missing([w.step for w in wanted]) or self.predictor.unfinished(wanted):
             self.launcher.prepare(self.workshop.on_progress)
         self.predictor.run(wanted)
         versions = _before(self.output)

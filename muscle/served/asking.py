@@ -17,7 +17,7 @@ from muscle import storage
 from muscle.config import ServerConfig
 from muscle.errors import UserError
 from muscle.evaluation.job import Ask, EvaluateJob, QuerySet
-from muscle.evaluation.units import Unit, outstanding, part
+from muscle.evaluation.units import PASSING, Unit, kept_part, outstanding, part
 from muscle.served.base import ServedBase
 from muscle.served.checks import Need, asked_of, check_model
 from muscle.served.prompting import chat_of
@@ -35,8 +35,6 @@ KEEP_S = 20.0
 """How often what is answered of unfinished groups is kept."""
 
 STAGE = "evaluate"
-FAILED = "the server failed: "
-"""What the error of a row begins with that another try may answer."""
 
 
 @dataclass
@@ -52,7 +50,7 @@ class Group:
     @property
     def path(self) -> str:
         """What is answered of a group that isn't whole."""
-        return storage.join(self.ask.answers, "kept", f"{self.number:06d}.parquet")
+        return kept_part(self.ask, self.number)
 
     @property
     def whole(self) -> bool:
@@ -134,7 +132,10 @@ class Served:
         asyncio.run(self._servers(by_url, tell))
         if not tell.failed:
             return ()
-        return (f"{tell.failed} answers that servers failed to give are errors: see `unscored`",)
+        return (
+            f"{tell.failed} answers that a server failed to give count as unscored: the same "
+            "command asks them again",
+        )
 
     async def _servers(self, by_url: "Mapping[str, Sequence[Turn]]", tell: "_Tell") -> None:
         await together([self._server(url, turns, tell) for url, turns in by_url.items()])
@@ -258,7 +259,7 @@ class _Asking:
             try:
                 outputs.append(await self._output(query, request, place))
             except RowError as error:
-                reason = (FAILED if error.passing else "") + error.reason
+                reason = (PASSING if error.passing else "") + error.reason
                 return unanswered(query, place, reason), error.passing
         if not outputs:
             return Answer(query.id, (), "it has no requests"), False

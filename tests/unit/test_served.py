@@ -12,6 +12,7 @@ from fake_server import Fake, Reply, chat, error, serving, text
 from muscle.cli import main
 from muscle.errors import UserError
 from muscle.evaluate import Evaluated, Evaluating, plan_evaluation, served_evaluator
+from muscle.evaluation.units import PASSING
 from muscle.experiment import build_evaluation, given_settings
 from muscle.served import asking
 from muscle.tables import read_about, read_predictions
@@ -231,8 +232,23 @@ def test_a_failure_that_stays_is_an_error_row(bad: str, task: str, tmp_path: Pat
     assert len(rows) == ROWS
     assert [row.id for row in rows if row.score is None] == ["r7"]
     assert WORDS[bad] in (rows[7].error or "")
-    assert rows[7].error and rows[7].error.startswith(asking.FAILED)
+    assert rows[7].error and rows[7].error.startswith(PASSING)
     assert done.notes
+
+
+def test_the_next_run_asks_what_a_server_failed_to_answer(task: str, tmp_path: Path) -> None:
+    with serving(flaky(BAD["500"], 99)) as fake:
+        run(task, fake.url, tmp_path)
+        assert rows_of(tmp_path)[7].score is None
+        fake.behave = right
+        fake.asked.clear()
+        done = run(task, fake.url, tmp_path)
+        assert [number(body) for body in fake.bodies()] == [7]
+        assert all(row.score == 1.0 for row in rows_of(tmp_path))
+        assert done.result["versions"]["old"]["tasks"]["even"]["unscored"] == 0
+        fake.asked.clear()
+        run(task, fake.url, tmp_path)
+        assert not fake.bodies()
 
 
 def test_a_row_that_is_too_long_is_an_error_row_and_not_tried_again(
@@ -290,6 +306,7 @@ def test_the_key_is_sent_and_is_nowhere_else(
     assert "what is ***?" in out.out and KEY not in out.out + out.err
     for path in tmp_path.rglob("*"):
         assert path.is_dir() or KEY.encode() not in path.read_bytes(), path
+        assert path.is_dir() or fake.url.encode() not in path.read_bytes(), path
 
 
 def test_without_a_key_none_is_sent(task: str, tmp_path: Path) -> None:
