@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -14,6 +14,12 @@ from muscle.credentials import find_secret
 from muscle.errors import UserError
 
 P = TypeVar("P", bound=BaseModel)
+
+FLEET = "adapters"
+"""The setting by which a file is a fleet's (`muscle.fleet`), not one experiment's."""
+
+SHORT = {"task": "name", "old": "adapter", "new": "adapter"}
+"""What a plain text stands for in an entry of a fleet; at the top only `task` may be one."""
 
 UNFILLED = "FILL-IN"
 """Stands in cluster files where users put names of their own."""
@@ -43,12 +49,32 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
 
     Raises:
         UserError: missing or malformed file, unset variable, unknown or invalid key, a secret
-            in a setting, a place that is still to be filled in.
+            in a setting, a place that is still to be filled in, a fleet's file.
     """
     file = Path(path)
-    return _locate(
-        _validated(Experiment, expand(read_raw(file, overrides)), str(file)), file.parent
-    )
+    raw = read_raw(file, overrides)
+    if FLEET in raw:
+        raise UserError(
+            f"{file} holds a fleet (setting '{FLEET}'): `muscle run` and `muscle submit` take it, "
+            "this command takes one experiment"
+        )
+    return experiment_of(raw, file)
+
+
+def experiment_of(raw: dict[str, Any], file: Path, entry: str = "") -> Experiment:
+    """The experiment of settings as they stand in a file, its `${NAME}`s and paths resolved.
+
+    entry: which entry of a fleet they are, for messages.
+
+    Raises:
+        UserError: as `load_experiment`.
+    """
+    where = f"{file}: {entry}" if entry else str(file)
+    try:
+        settings = expand(raw)
+    except UserError as error:
+        raise UserError(f"{entry}: {error}" if entry else error) from None
+    return _locate(_validated(Experiment, settings, where), file.parent)
 
 
 def read_raw(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -63,7 +89,7 @@ def read_raw(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return raw
 
 
-def check_raw(raw: dict[str, Any], file: Path) -> None:
+def check_raw(raw: dict[str, Any], file: Path, entry: str = "") -> None:
     """Validate settings whose `${NAME}`s another machine will read; what these stand for counts
     as valid where they aren't set here.
 
@@ -76,7 +102,8 @@ def check_raw(raw: dict[str, Any], file: Path) -> None:
         problems = error.errors(include_url=False, include_context=False)
         inputs = [problem["input"] for problem in problems]
         if not all(isinstance(given, str) and VARIABLE.search(given) for given in inputs):
-            raise UserError(f"{file}: {describe(error)}") from None
+            where = f"{file}: {entry}" if entry else str(file)
+            raise UserError(f"{where}: {describe(error)}") from None
 
 
 def refuse_secrets(settings: Any) -> None:
@@ -205,9 +232,17 @@ def _validated(kind: type[P], settings: Any, where: str) -> P:
     return found
 
 
-def describe(error: ValidationError, root: type[BaseModel] = Experiment) -> str:
-    """The first problem of a validation error as `setting 'a.b' is VALUE: what to do`."""
-    problems = _likely(error.errors(include_url=False))
+def describe(
+    error: ValidationError, root: type[BaseModel] = Experiment, but: Collection[str] = ()
+) -> str:
+    """The first problem of a validation error as `setting 'a.b' is VALUE: what to do`.
+
+    but: kinds of problems, as pydantic calls them, that are none here; empty where no other is.
+    """
+    found = [p for p in error.errors(include_url=False) if p["type"] not in but]
+    if not found:
+        return ""
+    problems = _likely(found)
     first, wheres = problems[0], [_where(problem["loc"], root) for problem in problems]
     where = wheres[0]
     # A setting of two types (a number or 'auto') has a problem with each of them.
@@ -303,12 +338,15 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         value = text if template else yaml.load(text, _Loader) if text else None
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"--set {key}: the value is not YAML: {_one_line(error)}") from None
-    *parents, last = key.split(".")
-    node = raw
+    node, names, short = raw, key.split("."), {"task": "name"}
+    if names[0] == FLEET and len(names) > 1 and isinstance(raw.get(FLEET), list):
+        node, names = _entry(raw[FLEET], key)
+        short = SHORT
+    *parents, last = names
     for name in parents:
         child = node.get(name)
-        if name == "task" and isinstance(child, str):
-            child = {"name": child}
+        if name in short and isinstance(child, str):
+            child = {short[name]: child}
         if child is None:
             child = {}
         if not isinstance(child, dict):
@@ -316,6 +354,21 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         node[name] = child
         node = child
     node[last] = value
+
+
+def _entry(entries: list[Any], key: str) -> tuple[dict[str, Any], list[str]]:
+    """The entry of a fleet that `adapters.NAME.a.b` is about, and the names a, b."""
+    rest = key.removeprefix(f"{FLEET}.")
+    known = {str(one["name"]): one for one in entries if isinstance(one, dict) and "name" in one}
+    # A name may hold dots itself.
+    fits = [name for name in known if rest.startswith(f"{name}.")]
+    if not fits:
+        raise UserError(
+            f"--set {key}: no adapter of the fleet is called so: write {FLEET}.NAME.setting, with "
+            f"one of {', '.join(known) or 'the names in the file'}"
+        )
+    name = max(fits, key=len)
+    return known[name], rest.removeprefix(f"{name}.").split(".")
 
 
 def expand(value: Any, where: str = "", lenient: bool = False) -> Any:
