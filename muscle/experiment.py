@@ -12,14 +12,9 @@ from pydantic import BaseModel, ValidationError
 from muscle.config import Evaluation, Experiment, TaskConfig
 from muscle.credentials import find_secret
 from muscle.errors import UserError
+from muscle.overrides import FLEET, Loader, apply_override, message_of
 
 P = TypeVar("P", bound=BaseModel)
-
-FLEET = "adapters"
-"""The setting by which a file is a fleet's (`muscle.fleet`), not one experiment's."""
-
-SHORT = {"task": "name", "old": "adapter", "new": "adapter"}
-"""What a plain text stands for in an entry of a fleet; at the top only `task` may be one."""
 
 UNFILLED = "FILL-IN"
 """Stands in cluster files where users put names of their own."""
@@ -85,7 +80,7 @@ def read_raw(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     raw = _read(file, "experiment file")
     for override in overrides:
-        _apply(raw, override)
+        apply_override(raw, override)
     return raw
 
 
@@ -204,19 +199,19 @@ def build_evaluation(settings: dict[str, Any], overrides: Sequence[str] = ()) ->
         UserError: unknown or invalid key.
     """
     for override in overrides:
-        _apply(settings, override)
+        apply_override(settings, override)
     return _validated(Evaluation, settings, "")
 
 
 def _read(file: Path, what: str) -> dict[str, Any]:
     try:
-        raw = yaml.load(file.read_text(encoding="utf-8"), _Loader)  # a SafeLoader
+        raw = yaml.load(file.read_text(encoding="utf-8"), Loader)  # a SafeLoader
     except FileNotFoundError:
         raise UserError(f"{what} {file} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{what} {file} can't be read: {error}") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date like 2024-13-45
-        raise UserError(f"{what} {file} is not YAML: {_one_line(error)}") from None
+        raise UserError(f"{what} {file} is not YAML: {message_of(error)}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{what} {file} must be a mapping of settings, see the README")
     return raw
@@ -314,63 +309,6 @@ def _nearest(where: str, root: type[BaseModel]) -> str:
     return f": known are {', '.join(names)}" if names else ""
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML without its silent trap: of a key given twice, the first would be lost."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if key != "<<" and keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"'{key}' is given twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep=deep)
-
-
-def _apply(raw: dict[str, Any], override: str) -> None:
-    """Set `a.b.c=value` in a nested mapping; the value is parsed as YAML."""
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"--set {override!r}: write it as key.sub=value")
-    try:
-        # A Jinja template is text, though to YAML its braces are a mapping.
-        template = "{{" in text and text[:1] not in {'"', "'"}
-        value = text if template else yaml.load(text, _Loader) if text else None
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"--set {key}: the value is not YAML: {_one_line(error)}") from None
-    node, names, short = raw, key.split("."), {"task": "name"}
-    if names[0] == FLEET and len(names) > 1 and isinstance(raw.get(FLEET), list):
-        node, names = _entry(raw[FLEET], key)
-        short = SHORT
-    *parents, last = names
-    for name in parents:
-        child = node.get(name)
-        if name in short and isinstance(child, str):
-            child = {short[name]: child}
-        if child is None:
-            child = {}
-        if not isinstance(child, dict):
-            raise UserError(f"--set {key}: '{name}' is not a group of settings")
-        node[name] = child
-        node = child
-    node[last] = value
-
-
-def _entry(entries: list[Any], key: str) -> tuple[dict[str, Any], list[str]]:
-    """The entry of a fleet that `adapters.NAME.a.b` is about, and the names a, b."""
-    rest = key.removeprefix(f"{FLEET}.")
-    known = {str(one["name"]): one for one in entries if isinstance(one, dict) and "name" in one}
-    # A name may hold dots itself.
-    fits = [name for name in known if rest.startswith(f"{name}.")]
-    if not fits:
-        raise UserError(
-            f"--set {key}: no adapter of the fleet is called so: write {FLEET}.NAME.setting, with "
-            f"one of {', '.join(known) or 'the names in the file'}"
-        )
-    name = max(fits, key=len)
-    return known[name], rest.removeprefix(f"{name}.").split(".")
-
-
 def expand(value: Any, where: str = "", lenient: bool = False) -> Any:
     """Replace ${NAME} in all strings of a nested value by environment variables.
 
@@ -416,7 +354,3 @@ def _locate(settings: P, folder: Path) -> P:
         return value
 
     return type(settings).model_validate(walk(settings.model_dump(), ""))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
