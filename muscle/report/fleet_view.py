@@ -39,7 +39,7 @@ COLUMNS = (
     ("NFR %", "old→compat"),
     ("relative NFR", "of what is served"),
     ("gain", "points"),
-    ("bound", "gate's limit"),
+    ("gate's bounds", "one-sided 95 %"),
     ("noise floor %", "NFR of two olds"),
 )
 
@@ -100,20 +100,17 @@ def deciding_check(adapter: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return same[0] if same else None
 
 
-def bound(adapter: Mapping[str, Any]) -> Figure:
-    """The one-sided bound that the deciding check looks at, and the limit."""
+def bounds(adapter: Mapping[str, Any]) -> Figure:
+    """The one-sided bounds of the deciding check, and the limit."""
     from muscle.gate.words import RATIO, amount, short_name
 
     check = deciding_check(adapter)
-    if check is None or check["limit"] == "must_keep":
+    if check is None or check["lower"] is None or check["upper"] is None:
         return DASH
     limit = check["limit"]
     plain = limit == RATIO or (limit == "min_gain" and not _in_percent(adapter))
-    value = check["lower"] if limit == "min_gain" else check["upper"]
-    if value is None:
-        return DASH
-    shown = amount(limit, value, False, plain)
-    return Figure(shown, short_name(limit, check["delta"], plain), "", value)
+    low, high = (amount(limit, check[side], False, plain) for side in ("lower", "upper"))
+    return Figure(f"{low} to {high}", short_name(limit, check["delta"], plain), "", check["upper"])
 
 
 def _row(adapter: Mapping[str, Any]) -> Row:
@@ -158,7 +155,7 @@ def _figures(adapter: Mapping[str, Any]) -> tuple[Figure, ...]:
         *(_nfr(pairs.get(name)) for name in ("old->new", "old->compat")),
         relative,
         gain,
-        bound(adapter),
+        bounds(adapter),
         DASH if floor is None else figure(floor["nfr"], floor["ci95"]),
     )
 
