@@ -125,7 +125,7 @@ def muscle(
 
 @app.command()
 def run(
-    experiment: Annotated[Path, typer.Argument(help="The experiment, a YAML file.")],
+    experiment: Annotated[Path, typer.Argument(help="The experiment or the fleet, a YAML file.")],
     set_: Overrides = None,
     output: Annotated[
         str | None, typer.Option(help="Where results go; default runs/NAME. Any fsspec path.")
@@ -136,12 +136,14 @@ def run(
 ) -> None:
     """Train old, new and compat, evaluate all three, write the regression report.
 
-    Run it again to go on from where it stopped.
+    Run it again to go on from where it stopped. With a file of many adapters it decides for each
+    whether it can move; exit code 0: all; 1: some stay or failed; 3: not enough evidence.
     """
     from muscle.commands import run_experiment
 
     with stoppable():
-        run_experiment(experiment, set_ or [], output, dry_run, address, debug)
+        code = run_experiment(experiment, set_ or [], output, dry_run, address, debug)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -184,7 +186,7 @@ def evaluate(
     Run it again to go on from where it stopped.
     """
     from muscle.commands import evaluate_models
-    from muscle.experiment import base_urls, given_settings
+    from muscle.experiment import given_settings
 
     settings = given_settings(task, model, include_path, num_fewshot)
     settings["prompting"] = {
@@ -193,7 +195,7 @@ def evaluate(
         "fewshot_as_multiturn": fewshot_as_multiturn,
     }
     settings["evaluation"] = {"limit": limit, "backend": backend, "dtype": dtype}
-    settings["evaluation"]["server"] = {"base_url": base_urls(base_url or [])}
+    settings["evaluation"]["server"] = {"base_url": base_url or []}
     settings["repeat"] = repeat
     with stoppable():
         evaluate_models(settings, set_ or [], output, dry_run, address, debug)

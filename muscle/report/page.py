@@ -12,7 +12,7 @@ from muscle.report.example_rows import pick_flips
 from muscle.report.examples import FlipExample
 from muscle.report.private import without_instructions
 from muscle.report.text import markdown, one_line, p_value, percent, plain
-from muscle.report.verdict import excluded_lines, notes_view, verdict_view
+from muscle.report.verdict import engine_line, excluded_lines, notes_view, verdict_view
 from muscle.storage import exists, join, read_json, sha256, write_bytes
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ def _render(
         .render(
             verdict=None if gate is None else verdict_view(report, gate),
             notes=notes_view(report),
+            engine=engine_line(report),
             provenance=list(flat(report["provenance"])),
             tasks=tasks,
         )

@@ -145,6 +145,18 @@ def notes_view(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def engine_line(report: Mapping[str, Any]) -> str | None:
+    """Who answered, where that is known to be one engine; others stand in `notes_view`."""
+    inputs = report["provenance"].get("inputs")
+    if isinstance(inputs, Mapping):
+        found = {about.get("backend") for tasks in inputs.values() for about in tasks.values()}
+    else:
+        experiment = report["provenance"].get("experiment") or {}
+        found = {(experiment.get("evaluation") or {}).get("backend")}
+    engine = found.pop() if len(found) == 1 else None
+    return engine if isinstance(engine, str) else None
+
+
 def nothing_right(task: Mapping[str, Any]) -> bool:
     """Whether old has no right answer, so that no flip could be seen."""
     return bool(task["n"] and not task.get("continuous") and task["versions"]["old"]["score"] == 0)
