@@ -147,13 +147,15 @@ def notes_view(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def engine_line(report: Mapping[str, Any]) -> str | None:
     """Who answered, where that is known to be one engine; others stand in `notes_view`."""
-    inputs = report["provenance"].get("inputs")
-    if isinstance(inputs, Mapping):
-        found = {about.get("backend") for tasks in inputs.values() for about in tasks.values()}
+    provenance = report["provenance"]
+    if isinstance(provenance.get("experiment"), Mapping):
+        sides = [provenance["experiment"].get("evaluation")]
     else:
-        experiment = report["provenance"].get("experiment") or {}
-        found = {(experiment.get("evaluation") or {}).get("backend")}
-    engine = found.pop() if len(found) == 1 else None
+        versions = provenance.get("inputs")
+        tasks = versions.values() if isinstance(versions, Mapping) else ()
+        sides = [side for found in tasks if isinstance(found, Mapping) for side in found.values()]
+    named = {side.get("backend") if isinstance(side, Mapping) else None for side in sides}
+    engine = named.pop() if len(named) == 1 else None
     return engine if isinstance(engine, str) else None
 
 

@@ -130,3 +130,18 @@ def test_a_comparison_names_the_engines_and_warns(
     assert f"engine; old: transformers, new: {engine}" in capsys.readouterr().out
     for name in ("report.md", "report.html"):
         assert engine in (tmp_path / "report" / name).read_text()
+
+
+def test_one_engine_for_all_sides_is_named_too(
+    url: str, models: dict[str, str], task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--task", task, "--backend", "openai", "--base-url", url]
+    for name, model in (("old", models["v1"]), ("new", models["v2"])):
+        arguments += ["--model", f"{name}={model}"]
+    run(["evaluate", *arguments, "--output", str(tmp_path / "served")])
+    sides = [str(tmp_path / "served" / name) for name in ("old", "new")]
+    run(["compare", *sides, "--output", str(tmp_path / "report")])
+    assert "note: prices: engine" not in capsys.readouterr().out
+    assert "Engine of all versions: openai: uvicorn" in (tmp_path / "report/report.md").read_text()
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "Engine of all versions: <code>openai: uvicorn" in page
