@@ -7,24 +7,23 @@ from typing import Any
 from muscle import storage
 from muscle.artifacts import open_store
 from muscle.bases import Base, resolve_base
-from muscle.config import Evaluation, PromptingConfig, TaskConfig, VersionConfig
+from muscle.config import Evaluation, TaskConfig, VersionConfig
 from muscle.errors import UserError
 from muscle.metrics.summary import repeat_noise, score_summary
 from muscle.plan import Step, predictions_step
 from muscle.predict import Evaluator, Predictor, Wanted, about_predictions, software
+from muscle.promptings import Promptings, called_chat
 from muscle.served import (
     Served,
     ServedBase,
     needs_of,
     resolve_served,
     served_about,
-    served_prompting,
     served_step,
 )
 from muscle.steps import Workshop
 from muscle.tables import read_predictions, write_predictions
 from muscle.tasks import Group, Task, load_suite
-from muscle.tasks.prompting import Prompting
 from muscle.training.job import OnProgress
 from muscle.types import Prediction
 
@@ -66,18 +65,14 @@ def plan_evaluation(config: Evaluation) -> EvaluationPlan:
     """
     tasks, groups = _suites(config.tasks)
     bases = _bases(config)
-    promptings = {
-        (name, is_chat): _prompting(config.prompting, base, is_chat)
-        for name, base in bases.items()
-        for is_chat in {task.is_chat for task in tasks.values()}
-    }
+    plain = Promptings(config, bases)
     limit = config.evaluation.limit
     queries: dict[tuple[str, str | None], Step] = {}
     wanted: dict[tuple[str, str, int], Wanted] = {}
     for name, base in bases.items():
         for task in tasks.values():
-            prompting = promptings[name, task.is_chat]
-            chat = None if prompting is None else prompting.chat_name
+            prompting = plain.of(name, task)
+            chat = called_chat(prompting)
             if (task.name, chat) not in queries:
                 inputs = {"task": task.evaluation_fingerprint(limit, prompting)}
                 queries[task.name, chat] = Step("queries", f"requests of {task.name}", inputs)
@@ -136,27 +131,6 @@ def _suites(configs: Sequence[TaskConfig]) -> tuple[dict[str, Task], list[Group]
                 raise UserError(f"two different tasks are called '{task.name}': rename one")
         groups.update({group.name: group for group in suite.groups})
     return tasks, list(groups.values())
-
-
-def _prompting(config: PromptingConfig, base: Base, is_chat: bool) -> Prompting | None:
-    """How this base is spoken to; None: as plain text."""
-    if isinstance(base, ServedBase):
-        return served_prompting(config, is_chat)
-    if not config.apply_chat_template:
-        plain = Prompting(config.system_instruction, None, None, config.fewshot_as_multiturn)
-        return None if plain.is_plain else plain
-    from muscle.models.chat import chat_fingerprint, chat_renderer
-    from muscle.models.load import load_tokenizer
-
-    tokenizer = load_tokenizer(base.config.model, base.config.revision)
-    name = config.apply_chat_template
-    template = name if isinstance(name, str) else None
-    return Prompting(
-        config.system_instruction,
-        chat_renderer(tokenizer, template),
-        chat_fingerprint(tokenizer, template),
-        config.fewshot_as_multiturn,
-    )
 
 
 def served_evaluator(plan: EvaluationPlan) -> Served:
@@ -257,7 +231,7 @@ class Evaluating:
                 wanted.base,
                 _called(self.config.models[name]),
                 prompting,
-                None if wanted.prompting is None else wanted.prompting.chat_name,
+                called_chat(wanted.prompting),
             ),
             "adapter": wanted.base.given_adapter,
             "adapter_path": self.config.models[name].adapter,

@@ -103,7 +103,7 @@ class ServerConfig(Part):
 
     base_url: str | dict[str, str] | None = None
     concurrency: Positive = 16
-    timeout_s: Annotated[float, Field(gt=0.0)] = 300.0
+    timeout_s: Annotated[float, Field(gt=0.0)] = 120.0
     retries: Annotated[int, Field(ge=0, le=100)] = 4
     extra_body: dict[str, Any] = {}
     api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = KEY_VARIABLE

@@ -1,5 +1,6 @@
 """What a server must be able to do, and whether it can: one short request of each kind."""
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -75,8 +76,15 @@ async def check_model(
         body = {"model": model, **(scoring_body(request) if scores else _short(request))}
         body |= asked_of(chat, request, config) if not scores else {}
         try:
-            answer = await server.post(endpoint, with_extra(body, config.extra_body))
+            # All tries together: who is silent now is told so in minutes, not in an hour.
+            async with asyncio.timeout(config.timeout_s):
+                answer = await server.post(endpoint, with_extra(body, config.extra_body))
             first_choice(answer)
+        except TimeoutError:
+            raise UserError(
+                f"{server.url} did not answer the first request of task '{task}' within "
+                f"{config.timeout_s:g} s (evaluation.server.timeout_s)"
+            ) from None
         except MissingError as error:
             raise UserError(f"{error}: {_mend(endpoint, task)}") from None
         except RowError as error:

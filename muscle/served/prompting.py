@@ -14,27 +14,32 @@ NAME = "the server's own"
 _MARK = '{"messages": '
 
 
-def served_prompting(config: PromptingConfig, is_chat: bool) -> Prompting | None:
+def served_prompting(
+    config: PromptingConfig, template: str | None, is_chat: bool
+) -> Prompting | None:
     """How a served model is spoken to; None: as plain text.
 
     Args:
+        template: a Jinja file that was given for the model.
         is_chat: whether the task's examples are chats.
 
     Raises:
-        UserError: a chat template by name, which is the server's to choose; a system instruction
-            for chats, which bring their own.
+        UserError: a chat template, which is the server's to choose; settings that chats of the
+            user's own don't take.
     """
-    if isinstance(config.apply_chat_template, str):
+    name = template or config.apply_chat_template
+    if isinstance(name, str):
         raise UserError(
-            f"--chat-template {config.apply_chat_template!r}: a server renders chats with its own "
-            "template: use --apply-chat-template, and start the server with the one you want"
+            f"--chat-template {name!r}: a server renders chats with its own template: use "
+            "--apply-chat-template, and start the server with the one you want"
         )
     if is_chat:
-        if config.system_instruction:
-            raise UserError(
-                "--system-instruction: the chats of a task with 'format: chat' have their own "
-                "system messages: put it there"
-            )
+        for setting in ("system_instruction", "fewshot_as_multiturn"):
+            if getattr(config, setting):
+                raise UserError(
+                    f"--{setting.replace('_', '-')} is for tasks of plain text: the chats of a "
+                    "task with 'format: chat' bring their own messages"
+                )
         return Prompting(chat_name=NAME, server=True)
     if config.apply_chat_template:
         return Prompting(

@@ -15,7 +15,7 @@ from muscle.evaluate import Evaluated, Evaluating, plan_evaluation, served_evalu
 from muscle.evaluation.units import PASSING
 from muscle.experiment import build_evaluation, given_settings
 from muscle.served import asking
-from muscle.tables import read_about, read_predictions
+from muscle.tables import read_about, read_answers, read_predictions
 from muscle.training.job import Progress
 from muscle.types import Prediction
 
@@ -125,6 +125,73 @@ def test_chats_are_sent_as_messages(task: str, tmp_path: Path) -> None:
         ]
         assert {path for path, *_ in fake.asked} == {"/v1/models", "/v1/chat/completions"}
     assert read_about(tmp_path / "old" / "even.parquet")["chat_template"] == "the server's own"
+
+
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A task of chats: the label is the gold answer; tools and several turns."""
+    folder = tmp_path_factory.mktemp("chats")
+    rows = [
+        {
+            "id": f"c{i}",
+            "messages": [
+                {"role": "system", "content": "Say yes or no."},
+                {"role": "user", "content": "ready?"},
+                {"role": "assistant", "content": "Ask."},
+                {"role": "user", "content": f"is {i:03d} even?"},
+            ],
+            "tools": [{"type": "function", "function": {"name": "divide"}}],
+            "gold": "no" if i % 2 else "yes",
+        }
+        for i in range(6)
+    ]
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "even.yaml").write_text(
+        "name: even\nformat: chat\ntest: test.jsonl\nlabels: ['yes', 'no']\n"
+    )
+    return str(folder / "even.yaml")
+
+
+def test_a_task_of_chats_is_rendered_by_the_server(chats: str, tmp_path: Path) -> None:
+    def wrong_once(fake: Fake, path: str, body: dict[str, Any]) -> Reply:
+        return chat("perhaps") if number(body) == 3 else right(fake, path, body)
+
+    with serving(wrong_once) as fake:
+        run(chats, fake.url, tmp_path)
+        assert {path for path, *_ in fake.asked} == {"/v1/models", "/v1/chat/completions"}
+        body = next(b for b in fake.bodies() if number(b) == 2)
+        assert [m["role"] for m in body["messages"]] == ["system", "user", "assistant", "user"]
+        assert body["tools"] == [{"type": "function", "function": {"name": "divide"}}]
+        assert "stop" not in body  # the server ends the turn
+    rows = rows_of(tmp_path)
+    assert [row.score for row in rows] == [1.0, 1.0, 1.0, 0.0, 1.0, 1.0]
+    assert rows[3].reason and rows[3].prompt is None
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"server": {"endpoint": "completions"}}, "asks in chats and"),
+        ({"prompting": {"system_instruction": "Be brief."}}, "bring their own messages"),
+    ],
+)
+def test_what_chats_cant_have(more: Any, words: str, chats: str, tmp_path: Path) -> None:
+    with serving(right) as fake, pytest.raises(UserError, match=words):
+        run(chats, fake.url, tmp_path, **more)
+
+
+def test_choices_in_chats_are_refused(chats: str, tmp_path: Path) -> None:
+    text_of = Path(chats).read_text().replace("labels", "choices")
+    (Path(chats).parent / "choices.yaml").write_text(text_of)
+    with serving(right) as fake, pytest.raises(UserError, match="give 'labels'"):
+        run(str(Path(chats).parent / "choices.yaml"), fake.url, tmp_path)
+
+
+def test_tool_calls_without_words_are_the_answer(chats: str, tmp_path: Path) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "divide", "arguments": "{}"}}
+    with serving(lambda *_: chat(None, "tool_calls", tool_calls=[call])) as fake:
+        run(chats, fake.url, tmp_path)
+    assert json.loads(rows_of(tmp_path)[0].response or "") == [call["function"]]
 
 
 def test_text_as_one_message_where_asked(task: str, tmp_path: Path) -> None:
@@ -353,6 +420,30 @@ def test_nobody_there(task: str, tmp_path: Path) -> None:
         url = fake.url
     with pytest.raises(UserError, match=f"no server answers at {url}"):
         run(task, url, tmp_path)
+
+
+def test_who_is_silent_from_the_start_is_told_so(task: str, tmp_path: Path) -> None:
+    with serving(lambda *_: Reply({}, wait=0.6)) as fake:
+        with pytest.raises(UserError, match=r"did not answer the first request.*within 0.2 s"):
+            run(task, fake.url, tmp_path, server={"timeout_s": 0.2, "retries": 9})
+
+
+def test_answers_are_kept_now_and_then(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever kills the process loses little: no stop in an orderly way is needed."""
+    monkeypatch.setattr(asking, "KEEP_S", 0.0)
+    kept: list[int] = []
+
+    def looking(fake: Fake, path: str, body: dict[str, Any]) -> Reply:
+        found = list(tmp_path.rglob("kept/*.parquet"))
+        kept.append(len(read_answers(found[0])) if found else 0)
+        return right(fake, path, body)
+
+    with serving(looking) as fake:
+        run(task, fake.url, tmp_path, server={"concurrency": 1})
+    assert kept[1:] == list(range(ROWS))  # the first was the probe
+    assert not list(tmp_path.rglob("kept/*.parquet"))
 
 
 def test_a_redirect_is_not_followed_with_the_key(
