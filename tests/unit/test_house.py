@@ -15,7 +15,7 @@ ROOT = Path(muscle.__file__).parent
 LAYERS = [
     ["errors", "credentials", "types", "__init__"],
     ["config", "settings", "remote", "storage", "copies"],
-    ["experiment", "tables", "artifacts", "side"],
+    ["experiment", "released", "tables", "artifacts", "side"],
     ["tasks", "metrics", "losses", "models", "teachers", "testbed"],
     ["evaluation", "training"],
     ["inputs"],
@@ -25,11 +25,12 @@ LAYERS = [
     ["compare"],
     ["results"],
     ["pipeline", "evaluate"],
+    ["release"],
     ["bench", "search", "trials", "tuned", "tune"],
     ["display", "submission"],
     ["launch"],
     ["commands", "submitting"],
-    ["cli", "cli_jobs", "__main__"],
+    ["cli", "cli_jobs", "cli_release", "__main__"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 
