@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 
 from muscle.cli_jobs import jobs, submit
-from muscle.cli_release import check_adapter
+from muscle.cli_release import check_adapter, release
 from muscle.errors import UserError
 
-VERDICTS = {"gate", "compare", "check-adapter"}
+VERDICTS = {"gate", "compare", "check-adapter", "release"}
 """Commands whose exit code is a verdict: Python's own 1 for a traceback would read "fail"."""
 OUR_FAILURE = 70
 UNREAD = 74
@@ -342,6 +342,7 @@ def gate(
 
 
 app.command()(submit)
+app.command()(release)
 app.command("check-adapter")(check_adapter)
 app.add_typer(jobs, name="jobs")
 

@@ -37,3 +37,51 @@ def check_adapter(
     else:
         print_serving(found, console)
     raise typer.Exit(0 if found.serves else 1)
+
+
+def release(
+    output: Annotated[str, typer.Argument(help="The output folder of a finished run.")],
+    version: Annotated[
+        str | None,
+        typer.Option(help="new or compat; default: compat if its gate passes, else new."),
+    ] = None,
+    output_: Annotated[
+        str | None,
+        typer.Option("--output", metavar="FILE", help="Default: OUTPUT/release.json."),
+    ] = None,
+    previous: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RELEASE.json", help="What is served now; default: the run's old, as it was."
+        ),
+    ] = None,
+    adapter_path: Annotated[
+        str | None,
+        typer.Option(metavar="URI", help="Where the adapter is served from; default: OUTPUT."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the run to release, where there are several.")
+    ] = None,
+    allow_failed_gate: Annotated[
+        str | None,
+        typer.Option(metavar="REASON", help="Release it all the same; REASON is written down."),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Write release.json: what is served after an update, how it was judged, what was before.
+
+    Prints vLLM's arguments for it and for going back. Exit code 0: released; 1: the gate didn't
+    pass, or vLLM doesn't serve the adapter; 2: wrong usage, or files that don't belong together.
+    """
+    from muscle.release.judged import RefusedError
+    from muscle.release.make import Request, make_release
+    from muscle.release.show import print_release
+    from muscle.report.console import SteadyConsole, complain
+
+    asked = Request(output, version, output_, previous, adapter_path, allow_failed_gate, seed)
+    try:
+        released = make_release(asked)
+    except RefusedError as refused:
+        complain(str(refused), debug)
+        raise typer.Exit(1) from None
+    print_release(released, SteadyConsole())

@@ -135,13 +135,15 @@ class VersionConfig(Part):
     """One base model, and optionally a task adapter that already exists.
 
     `model` is a directory, a hub id, or `testbed:v1` / `testbed:v2`. `chat_template` is a Jinja
-    file that chats are rendered by; default: the tokenizer's own.
+    file that chats are rendered by; default: the tokenizer's own. `release` is the release.json
+    that the others were taken from (`muscle.released`), whose base they must find.
     """
 
     model: str
     revision: str | None = None
     adapter: str | None = None
     chat_template: str | None = None
+    release: str | None = None
 
 
 class AdapterConfig(Part):

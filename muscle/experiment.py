@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from muscle.config import Evaluation, Experiment, TaskConfig
 from muscle.credentials import find_secret
 from muscle.errors import UserError
+from muscle.released import with_release, with_releases
 
 P = TypeVar("P", bound=BaseModel)
 
@@ -27,6 +28,7 @@ _PATHS = (
     "adapter",
     "model",
     "chat_template",
+    "release",
     "noise_floor",
     "must_keep",
     "waive",
@@ -46,9 +48,8 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
             in a setting, a place that is still to be filled in.
     """
     file = Path(path)
-    return _locate(
-        _validated(Experiment, expand(read_raw(file, overrides)), str(file)), file.parent
-    )
+    raw = with_releases(expand(read_raw(file, overrides)), file.parent)
+    return _locate(_validated(Experiment, raw, str(file)), file.parent)
 
 
 def read_raw(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -70,8 +71,14 @@ def check_raw(raw: dict[str, Any], file: Path) -> None:
     Raises:
         UserError: unknown or invalid key.
     """
+    settings = expand(raw, lenient=True)
+    for name in ("old", "new"):
+        version = settings.get(name)
+        if isinstance(version, dict) and version.get("release") is not None:
+            # Read where it runs; what it stands for is a model in any case.
+            settings[name] = {"model": str(version["release"]), **version}
     try:
-        Experiment.model_validate(expand(raw, lenient=True))
+        Experiment.model_validate(settings)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False)
         inputs = [problem["input"] for problem in problems]
@@ -131,7 +138,8 @@ def given_settings(
 
     Args:
         tasks: names, several in one with commas, or YAML files.
-        models: NAME=BASE[+ADAPTER]; a BASE that isn't a path may end with @REVISION.
+        models: NAME=BASE[+ADAPTER], a BASE that isn't a path may end with @REVISION; or
+            NAME=release.json.
 
     Raises:
         UserError: a model that isn't written so, a name given twice, a bad task file.
@@ -155,16 +163,18 @@ def given_settings(
             raise UserError(f"--model {text!r}: write it as NAME=BASE or NAME=BASE+ADAPTER")
         if name in versions:
             raise UserError(f"--model: the name '{name}' is given twice")
-        versions[name] = _model(rest)
+        versions[name] = _model(rest, f"models.{name}")
     return {"tasks": found, "models": versions}
 
 
-def _model(text: str) -> dict[str, str]:
-    """BASE[@REVISION][+ADAPTER]; an existing path may itself hold '+' or '@'."""
+def _model(text: str, name: str) -> dict[str, Any]:
+    """BASE[@REVISION][+ADAPTER] or a release.json; an existing path may itself hold '+' or '@'."""
+    if text.endswith(".json"):
+        return with_release({"release": text}, name, Path())
     base, plus, adapter = (text, "", "") if os.path.exists(text) else text.rpartition("+")
     if not plus:
         base = text
-    found = {"model": base}
+    found: dict[str, Any] = {"model": base}
     if not os.path.exists(base) and "@" in base:
         found["model"], _, found["revision"] = base.rpartition("@")
     return found | ({"adapter": adapter} if plus else {})

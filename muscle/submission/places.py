@@ -37,6 +37,8 @@ def places(raw: dict[str, Any]) -> Iterator[Place]:
         ("new.model", "model"),
         ("old.adapter", "adapter"),
         ("new.adapter", "adapter"),
+        ("old.release", "data"),
+        ("new.release", "data"),
         ("noise_floor", "adapter"),
         ("task.train", "data"),
         ("task.test", "data"),

@@ -1,0 +1,452 @@
+"""`muscle release`, and the next update that begins with it."""
+
+import json
+import shlex
+import shutil
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from colours import colour_settings, write_data
+
+from muscle.alone import Alone
+from muscle.cli import main
+from muscle.config import Experiment
+from muscle.errors import UserError
+from muscle.experiment import given_settings, load_experiment
+from muscle.models.fingerprint import fingerprint_adapter, fingerprint_base
+from muscle.pipeline import Pipeline
+from muscle.plan import make_plan
+from muscle.release.judged import RefusedError
+from muscle.release.make import Request, make_release
+from muscle.released import Released, open_release
+from muscle.storage import sha256
+
+LENIENT = {"max_nfr": 0.999}
+STRICT = {"max_nfr": 0.0001}
+
+
+def run(experiment: Experiment, output: Path) -> dict[str, Any]:
+    pipeline = Pipeline(make_plan(experiment), str(output), Alone("cpu"), lambda progress: None)
+    return pipeline.run().report
+
+
+def load(folder: Path, settings: dict[str, Any]) -> Experiment:
+    file = folder / "experiment.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    return load_experiment(file)
+
+
+@pytest.fixture(scope="module")
+def settings(
+    tiny_models: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    data = write_data(tmp_path_factory.mktemp("data"), test=12)
+    return {**colour_settings(tiny_models, data), "gate": LENIENT}
+
+
+@pytest.fixture(scope="module")
+def finished(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's output folder; tests copy it before they change anything."""
+    folder = tmp_path_factory.mktemp("finished")
+    run(load(folder, settings), folder / "out")
+    return folder / "out"
+
+
+@pytest.fixture
+def output(finished: Path, tmp_path: Path) -> Path:
+    shutil.copytree(finished, tmp_path / "out", ignore=shutil.ignore_patterns("artifacts"))
+    return tmp_path / "out"
+
+
+def release(output: Path, **asked: Any) -> Released:
+    return make_release(Request(str(output), **asked))
+
+
+def gate(output: Path, **limits: Any) -> dict[str, Any]:
+    from muscle.gate import judge, make_limits
+
+    pair = limits.pop("pair", None)
+    return judge(str(output), make_limits(**limits), pair=pair).gate
+
+
+# -- what is written
+
+
+def test_a_release_says_what_is_served_and_how_it_was_judged(
+    output: Path, tiny_models: dict[str, str]
+) -> None:
+    found = release(output)
+    assert found.path == str(output / "release.json")
+    record, report = found.record, json.loads((output / "report.json").read_text())
+    assert (record.name, record.tasks, record.version) == ("colours", ["colours"], "compat")
+    assert record.base.model == tiny_models["new"] and record.base.revision is None
+    assert record.base.fingerprint == fingerprint_base(tiny_models["new"])
+    assert record.adapter.path == "compat/adapter"
+    weights = output / "compat/adapter/adapter_model.safetensors"
+    assert record.adapter.files["adapter_model.safetensors"] == sha256(str(weights))
+    assert record.adapter.fingerprint == fingerprint_adapter(str(output / "compat/adapter"))
+    assert (record.adapter.config.r, record.adapter.config.alpha) == (2, 4)
+    assert record.chat_template is None
+    assert record.engine.dtype == "float32" and "torch" in record.engine.software
+    assert record.gate is not None and record.gate["verdict"] == "pass"
+    assert record.report_sha256 == sha256(str(output / "report.json"))
+    assert record.gate["report_sha256"] == record.report_sha256
+    pair = report["tasks"]["colours"]["pairs"]["old->compat"]
+    assert record.scores["colours"]["flips"]["nfr"] == pair["nfr"]
+    assert record.scores["colours"]["flips"]["negative"] == pair["negative"]
+    assert record.serving["serves"] and record.serving["rank"] == 2
+    assert record.allowed is None and record.waivers == []
+    old = record.previous
+    assert old.release is None and old.base.model == tiny_models["old"]
+    assert old.adapter.path == "old/adapter"
+    assert old.adapter.fingerprint == fingerprint_adapter(str(output / "old/adapter"))
+
+
+def test_the_same_run_gives_the_same_bytes(output: Path) -> None:
+    first = Path(release(output).path).read_bytes()
+    assert Path(release(output).path).read_bytes() == first
+    assert str(output).encode() not in first  # it can be moved with its folder
+    shutil.move(output, output.parent / "moved")
+    moved = open_release(str(output.parent / "moved"))
+    assert moved.version()["adapter"] == str(output.parent / "moved" / "compat" / "adapter")
+
+
+def test_new_is_released_where_compat_fails(output: Path) -> None:
+    """Each version is held against the same limits, gate.json itself judging only one."""
+    report = json.loads((output / "report.json").read_text())
+    pairs = report["tasks"]["colours"]["pairs"]
+    assert release(output, version="new").record.version == "new"
+    assert release(output, version="new").record.gate["pair"] == "old->new"  # type: ignore[index]
+    # A gain that new has for sure and compat hasn't can't be made by training: write it.
+    pairs["old->compat"]["bounds95"]["gain"] = [-0.9, -0.8]
+    pairs["old->new"]["bounds95"]["gain"] = [0.1, 0.2]
+    (output / "report.json").write_text(json.dumps(report))
+    gate(output, min_gain=-0.5)
+    found = release(output).record
+    assert found.version == "new" and found.gate is not None and found.gate["verdict"] == "pass"
+    with pytest.raises(RefusedError, match="the gate says fail for old->compat"):
+        release(output, version="compat")
+
+
+def test_the_gate_refuses_and_a_reason_is_written_down(output: Path) -> None:
+    gate(output, **STRICT)
+    with pytest.raises(RefusedError, match=r"old->compat.*old->new.*--allow-failed-gate"):
+        release(output)
+    assert not (output / "release.json").exists()
+    found = release(output, allow="the shop opens tomorrow").record
+    assert found.version == "compat" and found.allowed is not None
+    assert found.allowed.reason == "the shop opens tomorrow"
+    assert "the gate says" in found.allowed.what[0]
+    with pytest.raises(UserError, match="--allow-failed-gate is empty"):
+        release(output, allow=" ")
+
+
+def test_without_a_gate_it_is_refused(output: Path) -> None:
+    (output / "gate.json").unlink()
+    with pytest.raises(RefusedError, match=r"has no gate\.json.*muscle gate"):
+        release(output)
+    found = release(output, allow="first release").record
+    assert found.gate is None and found.allowed is not None
+    assert found.allowed.what == ["there is no gate"]
+
+
+def test_waivers_stand_in_the_release_and_run_out(output: Path, tmp_path: Path) -> None:
+    from muscle.report.example_reader import read_example_table
+
+    task = read_example_table(str(output / "examples.parquet"))["colours"]
+    worse = task.scores[0, "compat"] < task.scores[0, "old"]
+    assert worse.any(), "the tiny models' update is to lose something"
+    ids = [str(task.ids[i]) for i in worse.nonzero()[0]]
+    waive = tmp_path / "waive.yaml"
+    allowed = [{"id": i, "reason": "known", "until": "2999-01-01"} for i in ids]
+    waive.write_text(yaml.safe_dump(allowed))
+    gate(output, max_nfr=0.5, waive=str(waive))
+    found = release(output, version="compat").record
+    assert [w["id"] for w in found.waivers] == ids
+    assert {w["reason"] for w in found.waivers} == {"known"}
+    with pytest.raises(RefusedError, match="ran out on 2999-01-01"):
+        make_release(Request(str(output), "compat"), today=date(2999, 1, 2))
+    with pytest.raises(UserError, match=r"gate\.json judges old->compat, with waivers"):
+        release(output, version="new")
+
+
+def test_an_adapter_that_does_not_serve_is_refused(output: Path) -> None:
+    edit(output / "compat/adapter/adapter_config.json", lambda c: c.update(fan_in_fan_out=False))
+    release(output)  # not what the adapter computes
+    config = output / "compat/adapter/adapter_config.json"
+    edit(config, lambda c: c.update(layer_replication=[[0, 2]]))
+    with pytest.raises(RefusedError, match="does not serve in vLLM"):
+        release(output)
+    allowed = release(output, allow="served by our own engine").record.allowed
+    assert allowed is not None and "layer_replication" in allowed.what[0]
+
+
+# -- files that don't belong together
+
+
+def edit(file: Path, change: Callable[[Any], Any]) -> None:
+    found = json.loads(file.read_text())
+    change(found)
+    file.write_text(json.dumps(found))
+
+
+def swap(output: Path, version: str) -> None:
+    shutil.copy(
+        output / "new/adapter/adapter_model.safetensors",
+        output / version / "adapter/adapter_model.safetensors",
+    )
+
+
+BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no report": (lambda o: (o / "report.json").unlink(), r"has no report\.json"),
+    "half a report": (lambda o: (o / "report.json").write_text("{"), "not whole JSON"),
+    "no experiment": (lambda o: (o / "experiment.json").unlink(), "muscle compare"),
+    "another's report": (
+        lambda o: edit(
+            o / "report.json", lambda r: r["provenance"]["experiment"].update(data_seed=9)
+        ),
+        r"report\.json is of another experiment \(data_seed",
+    ),
+    "another's experiment": (
+        lambda o: edit(o / "experiment.json", lambda e: e["training"].update(epochs=7)),
+        r"of another experiment \(training\.epochs",
+    ),
+    "report altered": (
+        lambda o: edit(
+            o / "report.json",
+            lambda r: r["tasks"]["colours"]["pairs"]["old->compat"].update(nfr=0.0),
+        ),
+        r"gate\.json is of another report\.json",
+    ),
+    "gate cut short": (lambda o: (o / "gate.json").write_text("{"), r"gate\.json is not JSON"),
+    "gate of another version": (
+        lambda o: edit(o / "gate.json", lambda g: g.update(schema="muscle.gate/9")),
+        "another version",
+    ),
+    "adapter changed": (lambda o: swap(o, "compat"), "compat's adapter in .* is not the one"),
+    "old's adapter changed": (lambda o: swap(o, "old"), "old's adapter in .* is not the one"),
+    "adapter gone": (lambda o: shutil.rmtree(o / "compat/adapter"), "compat/adapter"),
+    "predictions gone": (lambda o: (o / "compat/colours.parquet").unlink(), r"colours\.parquet"),
+    "predictions of another base": (
+        lambda o: shutil.copy(o / "old/colours.parquet", o / "compat/colours.parquet"),
+        "compat's predictions are of another base",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_files_that_do_not_belong_together(output: Path, name: str) -> None:
+    damage, message = BAD[name]
+    damage(output)
+    with pytest.raises(UserError, match=message) as caught:
+        release(output)
+    assert "\n" not in str(caught.value) and not isinstance(caught.value, RefusedError)
+    assert not (output / "release.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"version": "old"}, "--version is 'old': this run has compat and new"),
+        ({"seed": 3}, "--seed is 3: this run has only 0"),
+        ({"file": "out/compat"}, "which is a folder"),
+        ({"file": "out/report.json"}, "is no release of muscle"),
+        ({"previous": "out/nowhere.json"}, "does not exist"),
+        ({"adapter_path": ""}, "--adapter-path is empty"),
+        ({"adapter_path": "out/new/adapter"}, "is not the judged adapter's"),
+    ],
+)
+def test_wrong_usage(
+    output: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], message: str
+) -> None:
+    monkeypatch.chdir(output.parent)
+    before = sorted(p.name for p in output.iterdir())
+    with pytest.raises(UserError, match=message):
+        release(Path("out"), **asked)
+    assert sorted(p.name for p in output.iterdir()) == before
+
+
+# -- the command
+
+
+def command(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(["release", *arguments])
+    return int(ended.value.code or 0)
+
+
+def test_the_command_prints_what_serves_and_what_goes_back(
+    output: Path, tiny_models: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    spaced = output.parent / "a folder, it's"
+    shutil.move(output, spaced)
+    assert command(str(spaced)) == 0
+    said = capsys.readouterr().out.splitlines()
+    served, back = (
+        shlex.split(said[said.index(f"{name}:") + 1]) for name in ("serve it", "go back")
+    )
+    assert served == [
+        *("vllm", "serve", tiny_models["new"], "--enable-lora", "--max-lora-rank", "8"),
+        *("--lora-modules", f"colours={spaced}/compat/adapter", "--dtype", "bfloat16"),
+    ]
+    assert back == [
+        *("vllm", "serve", tiny_models["old"], "--enable-lora", "--max-lora-rank", "8"),
+        *("--lora-modules", f"colours={spaced}/old/adapter", "--dtype", "bfloat16"),
+    ]
+    gate(spaced, **STRICT)
+    assert command(str(spaced)) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "--allow-failed-gate" in err
+    assert command(str(spaced / "nowhere")) == 2
+
+
+def test_serving_arguments_of_a_hub_model_with_a_template() -> None:
+    from muscle.release.vllm import notes, serve_command
+    from muscle.released import Engine, Serves
+
+    made = {"r": 100, "alpha": 200, "targets": ["q_proj"]}
+    digest = "0" * 64
+    what = Serves.model_validate(
+        {
+            "base": {"model": "own/er", "revision": "c" * 40, "fingerprint": "c" * 40},
+            "adapter": {
+                "path": "s3://bucket/ad apter",
+                "files": {"adapter_config.json": digest, "adapter_model.safetensors": digest},
+                "fingerprint": "f",
+                "config": made,
+            },
+            "chat_template": {"fingerprint": "t", "file": "/x y/chat.jinja", "sha256": digest},
+        }
+    )
+    assert serve_command(what, "shop", "float16") == (
+        f"vllm serve own/er --revision {'c' * 40} --enable-lora --max-lora-rank 128 "
+        "--lora-modules 'shop=s3://bucket/ad apter' --chat-template '/x y/chat.jinja' "
+        "--dtype float16"
+    )
+    engine = Engine(backend="transformers", dtype="float16", software={})
+    assert any("copy s3://bucket/ad apter" in note for note in notes(what, engine))
+
+
+# -- the next update
+
+
+def test_the_next_update_begins_with_a_release(
+    output: Path, settings: dict[str, Any], tiny_models: dict[str, str], tmp_path: Path
+) -> None:
+    first = release(output)
+    after = {**settings, "old": {"release": str(output / "release.json")}}
+    experiment = load(tmp_path, after)
+    assert experiment.old.model == tiny_models["new"]
+    assert experiment.old.adapter == str(output / "compat/adapter")
+    assert experiment.old.release == str(output / "release.json")
+    plan = make_plan(experiment)
+    assert plan.adapters["old", (0, 0)] is None  # it brings its own: nothing is trained
+    assert plan.old.given_adapter == first.record.adapter.fingerprint
+    # Named beside the experiment, as its folder, or with the same words as a run writes them.
+    shutil.copytree(output, tmp_path / "near")
+    near = load(tmp_path, {**after, "old": {"release": "near"}})
+    assert near.old.adapter == str(tmp_path / "near/compat/adapter")
+    again = {**after, "old": experiment.old.model_dump()}
+    assert load(tmp_path, again).old == experiment.old
+    # As the new side, and as one that is evaluated.
+    assert load(tmp_path, {**settings, "new": after["old"]}).new == experiment.old
+    models = given_settings(["colours"], [f"v1={output / 'release.json'}"])["models"]
+    assert models["v1"]["adapter"] == experiment.old.adapter
+
+
+def test_a_release_of_the_next_update_knows_the_one_before(
+    output: Path, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    first = release(output)
+    after = {**settings, "old": {"release": first.path}}
+    run(load(tmp_path, after), tmp_path / "next")
+    second = release(tmp_path / "next").record
+    assert second.previous.release == first.path
+    assert second.previous.sha256 == first.sha256
+    assert second.previous.adapter.fingerprint == first.record.adapter.fingerprint
+    assert release(tmp_path / "next", previous=first.path).record == second
+    # A release that isn't this run's old: the flips were counted from something else.
+    other = release(output, version="new", file=str(output / "other.json"))
+    with pytest.raises(UserError, match="is not that of this run's old"):
+        release(tmp_path / "next", previous=other.path)
+
+
+@pytest.mark.parametrize("name", ["model", "revision", "adapter", "chat_template"])
+def test_nothing_else_stands_beside_a_release(
+    output: Path, settings: dict[str, Any], tmp_path: Path, name: str
+) -> None:
+    path = release(output).path
+    with pytest.raises(UserError, match=f"setting 'old.{name}' is given beside 'old.release'"):
+        load(tmp_path, {**settings, "old": {"release": path, name: "other"}})
+
+
+def test_what_was_released_must_still_be_there(
+    output: Path, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    after = {**settings, "old": {"release": release(output).path}}
+    swap(output, "compat")
+    with pytest.raises(UserError, match=r"'old\.release'.*adapter_model\.safetensors.*not what"):
+        load(tmp_path, after)
+    shutil.rmtree(output / "compat/adapter")
+    with pytest.raises(UserError, match=r"'old\.release'.*is not at .*compat/adapter"):
+        load(tmp_path, after)
+
+
+def test_the_base_must_be_the_released_one(
+    output: Path, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    found = release(output)
+    edit(Path(found.path), lambda r: r["base"].update(fingerprint="0" * 64))
+    experiment = load(tmp_path, {**settings, "old": {"release": found.path}})
+    with pytest.raises(UserError, match=r"old: release .* fingerprint 000000000000, and there is"):
+        make_plan(experiment)
+
+
+ALTERED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "another schema": (lambda r: r.update(schema="muscle.release/2"), "update muscle"),
+    "no release": (lambda r: r.update(schema="muscle.report/2"), "is no release"),
+    "an unknown field": (lambda r: r.update(scorer="python:os:system"), "'scorer'"),
+    "a file elsewhere": (
+        lambda r: r["adapter"]["files"].update({"../../secret": "0" * 64}),
+        r"'adapter\.files",
+    ),
+    "no hashes": (lambda r: r["adapter"].update(files={}), "hashes are missing"),
+    "a hash of words": (
+        lambda r: r["adapter"]["files"].update({"adapter_config.json": "none"}),
+        "should match pattern",
+    ),
+    "a name with a slash": (lambda r: r.update(name="../x"), "'name'"),
+    "no base": (lambda r: r.pop("base"), "'base': Field required"),
+    "a template without its hash": (
+        lambda r: r.update(chat_template={"fingerprint": "f", "file": "x.jinja"}),
+        "template's hash is missing",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ALTERED)
+def test_a_release_comes_from_outside(output: Path, name: str) -> None:
+    file = Path(release(output).path)
+    change, message = ALTERED[name]
+    edit(file, change)
+    with pytest.raises(UserError, match=message) as caught:
+        open_release(str(file))
+    assert "\n" not in str(caught.value) and str(file) in str(caught.value)
+
+
+def test_what_is_no_release_at_all(tmp_path: Path, settings: dict[str, Any]) -> None:
+    (tmp_path / "text.json").write_text("{]")
+    for path, message in (
+        (tmp_path / "text.json", "is not JSON"),
+        (tmp_path / "gone.json", "does not exist"),
+        (tmp_path, r"release\.json does not exist"),
+    ):
+        with pytest.raises(UserError, match=message):
+            open_release(str(path))
+    for given, message in ((["a"], "name a release"), ("", "is empty"), ("gone.json", "not exist")):
+        with pytest.raises(UserError, match=rf"'old\.release'.*{message}"):
+            load(tmp_path, {**settings, "old": {"release": given}})
