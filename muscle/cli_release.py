@@ -5,6 +5,12 @@ from typing import Annotated
 
 import typer
 
+
+def also_override(also: list[str] | None) -> list[str]:
+    """`--also` as an override of the setting of that name, so that a rerun is told the same."""
+    return [f"also={json.dumps(also)}"] if also else []
+
+
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback.")]
 
 

@@ -30,7 +30,7 @@ LAYERS = [
     ["display", "submission"],
     ["launch"],
     ["commands", "submitting"],
-    ["cli", "cli_jobs", "cli_release", "__main__"],
+    ["cli", "cli_flags", "cli_jobs", "cli_release", "__main__"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 
