@@ -92,7 +92,7 @@ def muscle(
 
 @app.command()
 def run(
-    experiment: Annotated[Path, typer.Argument(help="The experiment, a YAML file.")],
+    experiment: Annotated[Path, typer.Argument(help="The experiment or the fleet, a YAML file.")],
     set_: Overrides = None,
     output: Annotated[
         str | None, typer.Option(help="Where results go; default runs/NAME. Any fsspec path.")
@@ -104,14 +104,16 @@ def run(
 ) -> None:
     """Train old, new and compat, evaluate all three, write the regression report.
 
-    Run it again to go on from where it stopped.
+    Run it again to go on from where it stopped. With a file of many adapters it decides for each
+    whether it can move; exit code 0: all; 1: some stay or failed; 3: not enough evidence.
     """
     from muscle.cli_release import also_override
     from muscle.commands import run_experiment
 
     with stoppable():
         overrides = [*(set_ or []), *also_override(also)]
-        run_experiment(experiment, overrides, output, dry_run, address, debug)
+        code = run_experiment(experiment, overrides, output, dry_run, address, debug)
+    raise typer.Exit(code)
 
 
 @app.command()

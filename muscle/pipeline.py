@@ -25,7 +25,7 @@ from muscle.tables import write_examples
 from muscle.teaching import Cacher, Teaching, adapter_folder
 from muscle.training.job import OnProgress, Progress, TrainJob
 from muscle.training.settings import read_deepspeed
-from muscle.types import AGAIN, Version
+from muscle.types import AGAIN, VERSIONS, Version
 
 
 class Launcher(Evaluator, Cacher, Protocol):
@@ -86,15 +86,24 @@ class Pipeline:
         self.train_tasks()
         self.train_compat()
         self.predictor.run(self.wanted())
-        results = Results(self.plan, self.workshop, self.output, self._adapter, self._adapter_again)
-        return results.write(self.predictor.notes)
+        return self.results().write(self.predictor.notes)
+
+    def results(self, versions: Sequence[Version] = VERSIONS) -> Results:
+        """What writes the results of these versions, once they have answered."""
+        return Results(
+            self.plan, self.workshop, self.output, self._adapter, self._adapter_again, versions
+        )
 
     # --- steps ------------------------------------------------------------------------
 
     def train_tasks(self) -> None:
         """Have the examples and both task adapters."""
-        self.workshop.once(self.plan.examples, self._write_examples)
+        self.write_examples()
         self._train([s for s in self.plan.steps() if s.kind == "task-adapter"])
+
+    def write_examples(self) -> None:
+        """Have the examples that trainings read."""
+        self.workshop.once(self.plan.examples, self._write_examples)
 
     def train_compat(self) -> None:
         """Cache the teachers and train from them; what was damaged on disk is made again, once.
@@ -214,8 +223,9 @@ class Pipeline:
     def _adapter(self, version: Version, run: Run) -> str:
         return adapter_folder(self.plan, self.workshop, version, run)
 
-    def wanted(self) -> list[Wanted]:
-        """All versions' predictions, to be asked in one pass with one pool for each base."""
+    def wanted(self, versions: Sequence[Version] = VERSIONS) -> list[Wanted]:
+        """These versions' predictions, to be asked in one pass with one pool for each base; old's
+        come with the noise floor."""
         several = len(self.experiment.runs) > 1
 
         def name(version: Version, run: Run) -> str:
@@ -234,7 +244,8 @@ class Pipeline:
             for number, step in enumerate(again.values())
         ]
         # What is another seed's old stands among the versions, and is asked once.
-        return [*wanted_of(self.plan, name, self._adapter), *floor]
+        asked = wanted_of(self.plan, name, self._adapter, versions)
+        return [*asked, *floor] if "old" in versions else asked
 
     def _adapter_again(self, again: Again) -> str:
         """The directory of the second old's adapter."""

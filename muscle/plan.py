@@ -99,13 +99,15 @@ class Plan:
         return list({(s.kind, s.key): s for s in steps}.values())
 
 
-def make_plan(experiment: Experiment) -> Plan:
+def make_plan(experiment: Experiment, task: Task | None = None) -> Plan:
     """Resolve an experiment: load its task, fingerprint its models and data, make all keys.
+
+    task: the experiment's, where it was loaded before.
 
     Raises:
         UserError: whatever is wrong with task, data, models, adapters or tokenizers.
     """
-    task = load_task(experiment.task)
+    task = task or load_task(experiment.task)
     old, new = (resolve_base(version, name) for name, version in versions_of(experiment))
     tokenizer = check_tokenizers(experiment)
     for given in (experiment.old, experiment.new):

@@ -248,28 +248,17 @@ def with_release(given: Mapping[str, Any], where: str, folder: Path) -> dict[str
 
 
 def with_releases(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """An experiment's settings with the releases of `old`, `new` and of its `adapters`' resolved.
+    """An experiment's settings with the releases of `old` and `new` resolved.
 
     Raises:
         UserError: as `with_release`.
     """
-
-    def resolved(settings: Mapping[str, Any], before: str) -> dict[str, Any]:
-        found = dict(settings)
-        for name in ("old", "new"):
-            given = found.get(name)
-            if isinstance(given, dict) and given.get("release") is not None:
-                found[name] = with_release(given, f"{before}{name}", folder)
-        return found
-
-    raw = resolved(raw, "")
-    entries = raw.get("adapters")
-    if isinstance(entries, list):
-        raw["adapters"] = [
-            resolved(entry, f"adapters.{i}.") if isinstance(entry, dict) else entry
-            for i, entry in enumerate(entries)
-        ]
-    return raw
+    found = dict(raw)
+    for name in ("old", "new"):
+        given = found.get(name)
+        if isinstance(given, dict) and given.get("release") is not None:
+            found[name] = with_release(given, name, folder)
+    return found
 
 
 def check_base(path: str, fingerprint: str) -> None:

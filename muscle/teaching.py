@@ -100,11 +100,15 @@ class Teaching:
                 return
             job = self.job(workshop, missing)
             launcher.cache(job, workshop.on_progress)
-            asks = {ask.folder: ask for base in job.bases for ask in base.asks}
-            for step in missing:
-                folder = self.store.shared_attempt(step.kind, step.key)
-                known = finish(job, asks[folder])
-                self.store.commit(step.kind, step.key, folder, step.inputs, {}, known)
+            self.keep(job, missing)
+
+    def keep(self, job: TeacherJob, steps: Sequence[Step]) -> None:
+        """Commit the caches that a job, which may hold others too, has written."""
+        asks = {ask.folder: ask for base in job.bases for ask in base.asks}
+        for step in steps:
+            folder = self.store.shared_attempt(step.kind, step.key)
+            known = finish(job, asks[folder])
+            self.store.commit(step.kind, step.key, folder, step.inputs, {}, known)
 
     def lost(self) -> bool:
         """Whether a cache that a training was to read isn't whole any more: who finds a

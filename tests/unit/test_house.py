@@ -14,7 +14,7 @@ ROOT = Path(muscle.__file__).parent
 # A module may import from its own layer and from layers above it in this list.
 LAYERS = [
     ["errors", "credentials", "types", "__init__"],
-    ["config", "settings", "remote", "storage", "copies"],
+    ["config", "settings", "overrides", "remote", "storage", "copies"],
     ["experiment", "released", "tables", "artifacts", "side"],
     ["tasks", "metrics", "losses", "models", "teachers", "testbed"],
     ["evaluation", "training"],
@@ -26,7 +26,7 @@ LAYERS = [
     ["results"],
     ["pipeline", "evaluate"],
     ["release"],
-    ["bench", "search", "trials", "tuned", "tune"],
+    ["bench", "search", "trials", "tuned", "tune", "fleet"],
     ["display", "submission"],
     ["launch"],
     ["commands", "submitting"],
