@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -358,6 +358,8 @@ def _locate(settings: P, folder: Path) -> P:
             refuse_unfilled(value, f"setting '{key}'")
         if key == "deepspeed" and not str(value).endswith(".json"):
             return value
+        if key == "also" and isinstance(value, list):
+            return [_older_path(one, walk) for one in value]
         if key in _PATHS and isinstance(value, str) and value and "://" not in value:
             for candidate in (folder / value, Path(value).expanduser()):
                 if os.path.exists(candidate):  # unlike Path.exists: False for any odd string
@@ -365,3 +367,11 @@ def _locate(settings: P, folder: Path) -> P:
         return value
 
     return type(settings).model_validate(walk(settings.model_dump(), ""))
+
+
+def _older_path(text: str, walk: Callable[[str, str], Any]) -> str:
+    """PATH or NAME=PATH, the path found as other paths are."""
+    name, equals, path = text.partition("=")
+    if not equals or "/" in name:
+        return str(walk(text, "release"))
+    return f"{name}={walk(path, 'release')}"

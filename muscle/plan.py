@@ -4,7 +4,7 @@ A key holds exactly what changes the artifact's numbers (by fingerprint, never b
 path); bump a recipe version when the code changes them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from muscle.config import (
 from muscle.errors import UserError
 from muscle.losses.needs import needed_teachers
 from muscle.models.compatibility import check_targets
+from muscle.older import Older, resolve_older
 from muscle.splits import training_split
 from muscle.tasks import Task, load_task
 from muscle.types import VERSIONS, Version
@@ -82,6 +83,7 @@ class Plan:
     predictions: Mapping[tuple[Version, Run], Step]
     notes: tuple[str, ...] = ()  # what a user should know before it runs
     again: Mapping[Run, Again] = field(default_factory=dict)  # empty: no noise floor
+    older: Sequence[tuple[Older, Step]] = ()  # releases that answer too, with their predictions
 
     def base(self, version: Version) -> Base:
         """The base of a version; new and compat share theirs."""
@@ -95,6 +97,7 @@ class Plan:
         trained.sort(key=lambda s: s.kind == "compat-adapter")  # stable: task adapters first
         made = [*trained, *self.interpolated.values(), *self.predictions.values()]
         made += [other.predictions for other in again]
+        made += [predictions for _, predictions in self.older]
         steps = [self.examples, self.queries, *made]
         return list({(s.kind, s.key): s for s in steps}.values())
 
@@ -121,7 +124,8 @@ def make_plan(experiment: Experiment, task: Task | None = None) -> Plan:
     )
     notes = _notes(experiment, task)
     plan = _lay_out(experiment, task, (old, new), tokenizer, examples, queries, notes)
-    return replace(plan, again=_again(plan))
+    older = [(o, _asked_older(plan, o)) for o in resolve_older(experiment, plan.old)]
+    return replace(plan, again=_again(plan), older=older)
 
 
 def vary(
@@ -247,14 +251,18 @@ def _given_again(plan: Plan, path: str) -> Again:
 
 
 def _asked_again(plan: Plan, adapter: str) -> Step:
+    return _asked(plan, "evaluate old again", plan.old, adapter, plan.queries)
+
+
+def _asked_older(plan: Plan, older: Older) -> Step:
+    label = f"evaluate {older.label} (also)"
+    return _asked(plan, label, older.base, older.fingerprint, plan.queries)
+
+
+def _asked(plan: Plan, label: str, base: Base, adapter: str, queries: Step) -> Step:
     settings = plan.experiment
     return predictions_step(
-        "evaluate old again",
-        plan.old,
-        adapter,
-        plan.queries,
-        settings.evaluation,
-        settings.scoring_dtype,
+        label, base, adapter, queries, settings.evaluation, settings.scoring_dtype
     )
 
 

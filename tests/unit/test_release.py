@@ -24,6 +24,7 @@ from muscle.release.judged import RefusedError
 from muscle.release.make import Request, make_release
 from muscle.released import Released, open_release
 from muscle.storage import sha256
+from muscle.tables import read_about
 
 LENIENT = {"max_nfr": 0.999}
 STRICT = {"max_nfr": 0.0001}
@@ -373,6 +374,78 @@ def test_a_release_of_the_next_update_knows_the_one_before(
     other = release(output, version="new", file=str(output / "other.json"))
     with pytest.raises(UserError, match="is not that of this run's old"):
         release(tmp_path / "next", previous=other.path)
+
+
+def test_drift_over_three_releases(
+    output: Path, settings: dict[str, Any], tiny_models: dict[str, str], tmp_path: Path
+) -> None:
+    """v1 is released, v2 begins with it, v3 with v2 and looks back at v1."""
+    v1 = release(output, version="new", file=str(output / "v1.json"))
+    shared = {**settings, "storage": str(tmp_path / "store"), "training": settings["training"]}
+    second = {**shared, "old": {"release": v1.path}, "new": {"model": tiny_models["old"]}}
+    run(load(tmp_path, second), tmp_path / "two")
+    v2 = release(tmp_path / "two", version="new")
+    third = {**shared, "old": {"release": v2.path}, "also": [v1.path], "seeds": [5]}
+    experiment = load(tmp_path, third)
+    report = run(experiment, tmp_path / "three")
+    block = report["tasks"]["colours"]["also"]["v1"]
+    assert block["n"] == 12 and set(block["pairs"]) == {"also->old", "also->new", "also->compat"}
+    # Its answers are those that its own run counted: the same score, the same drift to v2.
+    then = json.loads((tmp_path / "two" / "report.json").read_text())["tasks"]["colours"]
+    assert block["score"]["score"] == then["versions"]["old"]["score"]
+    assert block["pairs"]["also->old"]["nfr"] == then["pairs"]["old->new"]["nfr"]
+    for version in ("new", "compat"):
+        pair = block["pairs"][f"also->{version}"]
+        lost = pair["lost"]["before"]["count"] + pair["lost"]["now"]["count"]
+        assert lost == pair["counts"]["negative"]
+    about = read_about(tmp_path / "three" / "also" / "v1" / "colours.parquet")
+    assert about["adapter"] == v1.record.adapter.fingerprint and about["release"] == v1.path
+    for name in ("report.md", "report.html"):
+        assert "v1" in (tmp_path / "three" / name).read_text()
+    before = {f: f.read_bytes() for f in (tmp_path / "three").iterdir() if f.is_file()}
+    assert "--also" in report["provenance"]["command"]
+    run(experiment, tmp_path / "three")
+    assert {f: f.read_bytes() for f in before} == before
+    # Who looks back later goes on in the same folder, and changes no number of the update.
+    run(load(tmp_path, {**third, "also": []}), tmp_path / "three")
+    alone = json.loads((tmp_path / "three" / "report.json").read_text())["tasks"]["colours"]
+    with_v1 = dict(report["tasks"]["colours"])
+    assert with_v1.pop("also") and alone == with_v1
+    # And the third is released over the second, whose own file names the first.
+    assert release(tmp_path / "three", allow="drift").record.previous.sha256 == v2.sha256
+    assert v2.record.previous.sha256 == v1.sha256
+
+
+def test_also_is_checked_before_anything_runs(
+    output: Path, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    path = release(output).path
+    other = release(output, version="new", file=str(output / "other.json")).path
+    for also, message in (
+        ([str(tmp_path / "nowhere.json")], "setting 'also': release .* does not exist"),
+        ([path, path], "'out' comes twice: write NAME=PATH"),
+        ([f"old={path}"], "'old' can't be an older release's name"),
+        ([path], "is old itself"),
+    ):
+        begun = {**settings, "old": {"release": path}, "also": also}
+        with pytest.raises(UserError, match=message):
+            make_plan(load(tmp_path, begun))
+    named = load(tmp_path, {**settings, "old": {"release": path}, "also": ["v0=out/other.json"]})
+    assert named.also == [f"v0={other}"]
+    edit(Path(other), lambda r: r["base"].update(fingerprint="0" * 64))
+    with pytest.raises(UserError, match=r"setting 'also' \(v0\): release .* fingerprint 0000"):
+        make_plan(named)
+
+
+def test_the_setting_of_also_makes_no_new_key(settings: dict[str, Any], output: Path) -> None:
+    path = release(output).path
+    plain, more = (
+        make_plan(Experiment.model_validate({**settings, "also": also})) for also in ([], [path])
+    )
+    mine = {(s.kind, s.key) for s in plain.steps()}
+    added = {(s.kind, s.key) for s in more.steps()} - mine
+    assert mine < {(s.kind, s.key) for s in more.steps()}
+    assert [kind for kind, _ in added] == ["predictions"]
 
 
 @pytest.mark.parametrize("name", ["model", "revision", "adapter", "chat_template"])
