@@ -1,8 +1,10 @@
 """`muscle release`, and the next update that begins with it."""
 
 import json
+import os
 import shlex
 import shutil
+import tempfile
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -12,13 +14,14 @@ import pytest
 import yaml
 from colours import colour_settings, write_data
 
+from muscle import storage
 from muscle.alone import Alone
 from muscle.cli import main
 from muscle.config import Experiment
 from muscle.errors import UserError
 from muscle.experiment import given_settings, load_experiment
 from muscle.models.fingerprint import fingerprint_adapter, fingerprint_base
-from muscle.pipeline import Pipeline
+from muscle.pipeline import Pipeline, claim_output
 from muscle.plan import make_plan
 from muscle.release.judged import RefusedError
 from muscle.release.make import Request, make_release
@@ -249,6 +252,52 @@ def test_files_that_do_not_belong_together(output: Path, name: str) -> None:
     assert not (output / "release.json").exists()
 
 
+def test_what_was_only_measured_can_be_released(settings: dict[str, Any], tmp_path: Path) -> None:
+    """As a fleet leaves it where new passes the gate: there is no compat."""
+    experiment = load(tmp_path, settings)
+    works = Pipeline(make_plan(experiment), str(tmp_path / "out"), Alone("cpu"), lambda p: None)
+    claim_output(experiment, works.output)
+    works.train_tasks()
+    works.predictor.run(works.wanted(("old", "new")))
+    works.results(("old", "new")).write((), pair="old->new")
+    found = release(tmp_path / "out").record
+    assert found.version == "new" and found.adapter.path == "new/adapter"
+    with pytest.raises(UserError, match="--version is 'compat': this run has new"):
+        release(tmp_path / "out", version="compat")
+
+
+def test_several_seeds_are_released_one_at_a_time(settings: dict[str, Any], tmp_path: Path) -> None:
+    run(load(tmp_path, {**settings, "seeds": [0, 3]}), tmp_path / "out")
+    with pytest.raises(UserError, match="has several seeds: name one of 0, 3 with --seed"):
+        release(tmp_path / "out")
+    found = release(tmp_path / "out", seed=3).record
+    assert found.seed == 3 and found.adapter.path == "seed-3/compat/adapter"
+    report = json.loads((tmp_path / "out" / "report.json").read_text())["tasks"]["colours"]
+    mine = report["by_seed"]["3"]["pairs"]["old->compat"]
+    assert found.scores["colours"]["flips"]["negative"] == mine["negative"]
+
+
+def test_a_run_on_a_store(
+    output: Path, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    store = f"memory://releases-{os.getpid()}"
+    storage.upload(output, f"{store}/out")
+    try:
+        found = make_release(Request(f"{store}/out"))
+        assert found.path == f"{store}/out/release.json"
+        assert found.record.adapter.path == "compat/adapter"
+        experiment = load(tmp_path, {**settings, "old": {"release": found.path}})
+        assert experiment.old.adapter == f"{store}/out/compat/adapter"
+        assert make_plan(experiment).old.given_adapter == found.record.adapter.fingerprint
+        storage.write_bytes(f"{store}/out/compat/adapter/adapter_config.json", b"{}")
+        with pytest.raises(UserError, match=r"adapter_config\.json .* is not what was released"):
+            load(tmp_path, {**settings, "old": {"release": found.path}})
+    finally:
+        storage.remove(store)
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
@@ -446,6 +495,23 @@ def test_the_setting_of_also_makes_no_new_key(settings: dict[str, Any], output: 
     added = {(s.kind, s.key) for s in more.steps()} - mine
     assert mine < {(s.kind, s.key) for s in more.steps()}
     assert [kind for kind, _ in added] == ["predictions"]
+
+
+def test_a_fleet_s_entry_begins_with_its_own_release(
+    output: Path, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    from muscle.fleet.settings import load_fleet
+
+    path = release(output).path
+    entries = [{"name": "plain"}, {"name": "later", "old": {"release": "out/release.json"}}]
+    file = tmp_path / "fleet.yaml"
+    file.write_text(yaml.safe_dump({**settings, "adapters": entries}))
+    plain, later = (entry.experiment for entry in load_fleet(file).entries)
+    assert plain.old.release is None and later.old.release == path
+    assert later.old.adapter == str(output / "compat/adapter")
+    swap(output, "compat")
+    with pytest.raises(UserError, match=r"later.*'old\.release'.*is not what was released"):
+        load_fleet(file)
 
 
 @pytest.mark.parametrize("name", ["model", "revision", "adapter", "chat_template"])
