@@ -27,7 +27,7 @@ PLURALS = {
     "move": "move",
     "move with compat": "move with compat",
     "stay": "stay",
-    "not enough evidence": "lack evidence",
+    "not enough evidence": "without enough evidence",
     "failed": "failed",
 }
 COLUMNS = (
@@ -131,8 +131,8 @@ def _row(adapter: Mapping[str, Any]) -> Row:
 def why(adapter: Mapping[str, Any]) -> str:
     """The decision's reason, and how many examples would settle it."""
     text = one_line(adapter["reason"], 500)
-    if adapter["needed_n"] is not None:
-        text += f" It would take about {adapter['needed_n']:,} examples."
+    if adapter["needed_n"] is not None and f" {adapter['needed_n']:,} examples" not in text:
+        text += f" All checks together take about {adapter['needed_n']:,} examples."
     if adapter["decision"] == "not enough evidence" and not adapter["trained_compat"]:
         text += " No compat adapter was trained, since new didn't fail (when: always trains one)."
     return text
