@@ -17,11 +17,13 @@ from muscle.errors import UserError
 from muscle.settings import Part
 
 SCHEMA: Literal["muscle.release/1"] = "muscle.release/1"
+KIND = "muscle.release/"
+"""What the schema of any release begins with."""
+
 FILES = ("adapter_config.json", "adapter_model.safetensors", "muscle.json")
 """What an adapter is; the first two always, the last is our note of its base."""
 
 _LIMIT = 16 << 20  # bytes; a release of a thousand checks has a hundredth of it
-_SCHEMA = "muscle.release/"
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FileName = Literal["adapter_config.json", "adapter_model.safetensors", "muscle.json"]
@@ -197,7 +199,7 @@ def _parsed(data: bytes, path: str) -> Release:
     except (ValueError, RecursionError):
         raise UserError(f"release {path} is not JSON: name a release.json") from None
     schema = found.get("schema") if isinstance(found, dict) else None
-    if not isinstance(schema, str) or not schema.startswith(_SCHEMA):
+    if not isinstance(schema, str) or not schema.startswith(KIND):
         raise UserError(f"release {path} is no release of muscle: name a release.json")
     if schema != SCHEMA:
         raise UserError(f"release {path} is {schema[:40]}, of another muscle: update muscle")

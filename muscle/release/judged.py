@@ -8,6 +8,7 @@ from typing import Any
 from muscle import storage
 from muscle.errors import UserError
 from muscle.gate import judge, make_limits
+from muscle.gate.decide import overall
 from muscle.gate.judging import GATE
 from muscle.release.finished import Finished
 from muscle.types import Version
@@ -37,11 +38,31 @@ def gate_of(run: Finished, version: Version, today: date) -> dict[str, Any] | No
         raise UserError(f"{path} is of another version of muscle: {again}")
     if gate.get("report_sha256") != run.report_sha256:
         raise UserError(f"{path} is of another report.json than the one beside it: {again}")
+    _check_whole(gate, path, again)
     pair = f"old->{version}"
-    if gate["pair"] == pair:
-        _refuse_expired(gate, today, again)
-        return gate
-    return _judged(run, gate, pair, today)
+    if gate["pair"] != pair:
+        return _judged(run, gate, pair, today)
+    _refuse_expired(gate, today, again)
+    if not gate["waivers"] and gate["must_keep"] is None:
+        _check_verdict(gate, _judged(run, gate, pair, today), path, again)
+    return gate
+
+
+def _check_whole(gate: dict[str, Any], path: str, again: str) -> None:
+    """Raises UserError: it isn't as a gate wrote it, at its seams."""
+    kinds = {"pair": str, "verdict": str, "limits": dict, "slices": list, "checks": list}
+    lists = {**kinds, "waivers": list, "reason": str}
+    whole = all(isinstance(gate.get(name), kind) for name, kind in lists.items())
+    if not whole or "must_keep" not in gate:
+        raise UserError(f"{path} is not whole: {again}")
+    if gate["verdict"] != overall([check.get("verdict") for check in gate["checks"]]):
+        raise UserError(f"{path}: its verdict is not that of its checks: {again}")
+
+
+def _check_verdict(gate: dict[str, Any], found: dict[str, Any], path: str, again: str) -> None:
+    """Raises UserError: the report, held against the same limits, gives something else."""
+    if found["verdict"] != gate["verdict"] or found["checks"] != gate["checks"]:
+        raise UserError(f"{path} is not what the gate says of the report beside it: {again}")
 
 
 def _judged(run: Finished, gate: dict[str, Any], pair: str, today: date) -> dict[str, Any]:

@@ -7,13 +7,16 @@ from datetime import UTC, date, datetime
 from typing import Any, cast
 
 from muscle import copies, storage
+from muscle.config import VersionConfig
 from muscle.errors import UserError
+from muscle.experiment import refuse_secrets
 from muscle.models.resolve import resolve_model
 from muscle.release.finished import Finished, read_finished
 from muscle.release.judged import RefusedError, gate_of, said
 from muscle.release.peft_config import read_config
 from muscle.release.serving import Serving, check_serving
 from muscle.released import (
+    KIND,
     SCHEMA,
     AdapterShape,
     Allowed,
@@ -58,6 +61,8 @@ def make_release(request: Request, today: date | None = None) -> Released:
     """
     if request.allow is not None and not request.allow.strip():
         raise UserError("--allow-failed-gate is empty: say why it is released all the same")
+    kept = {"--adapter-path": request.adapter_path, "--allow-failed-gate": request.allow}
+    refuse_secrets({name: text for name, text in kept.items() if text is not None})
     run = read_finished(request.output, request.seed)
     file = _file(request, run)
     day = today or datetime.now(UTC).date()
@@ -85,7 +90,9 @@ def _file(request: Request, run: Finished) -> str:
     if fs.isdir(inside):
         raise UserError(f"--output is {file!r}, which is a folder: name the file, as {NAME}")
     if fs.exists(inside):
-        open_release(file)  # what is no release is not written over
+        there = storage.read_json(file)
+        if not isinstance(there, dict) or not str(there.get("schema")).startswith(KIND):
+            raise UserError(f"--output is {file!r}, which is no release: name another file")
     return file
 
 
@@ -160,7 +167,7 @@ def _serves(run: Finished, version: Version, about: Mapping[str, Any], file: str
             fingerprint=about["adapter"],
             config=shape,
         ),
-        chat_template=_template(about.get("chat_template"), config.chat_template, file),
+        chat_template=_template(run, config, about.get("chat_template"), file),
     )
 
 
@@ -168,13 +175,27 @@ def _sorted(targets: list[str] | str | None) -> list[str] | str | None:
     return sorted(targets) if isinstance(targets, list) else targets
 
 
-def _template(name: str | None, given: str | None, file: str) -> ReleasedTemplate | None:
+def _template(
+    run: Finished, config: VersionConfig, name: str | None, file: str
+) -> ReleasedTemplate | None:
+    """The template that chats were rendered by; one that is a file of its own must be it still."""
     if name is None:
         return None
-    if given is None:
+    if config.chat_template is None:  # the tokenizer's: part of the base's fingerprint
         return ReleasedTemplate(fingerprint=name)
-    digest = storage.sha256(given)
-    return ReleasedTemplate(fingerprint=name, file=_beside(given, file), sha256=digest)
+    from muscle.models.chat_template import load_chat_template
+    from muscle.models.load import load_tokenizer
+
+    given = copies.fetch(config.chat_template)
+    date = run.experiment.task.model_dump().get("date")
+    template = load_chat_template(load_tokenizer(config.model, config.revision), given, date)
+    if template.name != name:
+        raise UserError(
+            f"{run.output}: the chat template {config.chat_template} is not the one that chats "
+            "were rendered by (it was changed since the report): run it again"
+        )
+    place = _beside(config.chat_template, file)
+    return ReleasedTemplate(fingerprint=name, file=place, sha256=storage.sha256(given))
 
 
 def _beside(path: str, file: str) -> str:

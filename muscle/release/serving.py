@@ -126,6 +126,9 @@ def _features(config: PeftConfig) -> Iterator[Finding]:
         yield fails("type", f"it is {config.peft_type}", "vLLM serves LoRA adapters: train one")
         return
     yield ok("type", "LoRA")
+    missing = sorted({"r", "lora_alpha", "target_modules"} - config.model_fields_set)
+    if missing:
+        yield fails("config", f"it has no {missing[0]}, which vLLM needs", "save it by PEFT again")
     given = config.fields()
     for field, (name, why, mend) in _REFUSED.items():
         if given.get(field):

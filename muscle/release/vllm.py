@@ -39,7 +39,7 @@ def _model(model: str) -> str:
 def notes(what: Serves, engine: Engine) -> list[str]:
     """What somebody should know who serves it so."""
     found = []
-    if engine.backend != "vllm":
+    if engine.backend not in ("vllm", "openai"):
         found.append(
             f"judged by the engine '{engine.backend}' in {engine.dtype}, not by the one that "
             "serves: `muscle evaluate --backend openai` measures that one"

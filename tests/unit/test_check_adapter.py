@@ -117,8 +117,10 @@ def test_what_looks_odd_and_serves(save: Save) -> None:
 
 
 def edit(adapter: str, **changes: Any) -> None:
+    """Change fields of the config; ... takes one out."""
     file = Path(adapter) / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    found = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({name: v for name, v in found.items() if v is not ...}))
 
 
 def tensors(adapter: str, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
@@ -191,6 +193,7 @@ BAD: dict[str, tuple[Callable[[str], Any], str, str]] = {
     ),
     "no config": (lambda a: (Path(a) / "adapter_config.json").unlink(), "config", "adapter_config"),
     "not json": (lambda a: (Path(a) / "adapter_config.json").write_text("{"), "config", "not JSON"),
+    "no alpha": (lambda a: edit(a, lora_alpha=...), "config", "no lora_alpha"),
     "a rank of words": (lambda a: edit(a, r="many"), "config", "'r' is 'many'"),
     "not lora": (lambda a: edit(a, peft_type="IA3"), "type", "IA3"),
     "named head": (

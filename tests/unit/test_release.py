@@ -27,7 +27,7 @@ from muscle.release.judged import RefusedError
 from muscle.release.make import Request, make_release
 from muscle.released import Released, open_release
 from muscle.storage import sha256
-from muscle.tables import read_about
+from muscle.tables import read_about, read_predictions, write_predictions
 
 LENIENT = {"max_nfr": 0.999}
 STRICT = {"max_nfr": 0.0001}
@@ -189,6 +189,48 @@ def test_an_adapter_that_does_not_serve_is_refused(output: Path) -> None:
     assert allowed is not None and "layer_replication" in allowed.what[0]
 
 
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def test_a_chat_s_template_is_released_with_its_hash(
+    output: Path, settings: dict[str, Any], tiny_models: dict[str, str], tmp_path: Path
+) -> None:
+    from muscle.models.chat_template import load_chat_template
+    from muscle.models.load import load_tokenizer
+
+    file = output / "chat.jinja"
+    file.write_text(TEMPLATE)
+    name = load_chat_template(load_tokenizer(tiny_models["new"]), str(file)).name
+    for version in ("new", "compat"):  # as a run on chats leaves them
+        path = output / version / "colours.parquet"
+        about = {**read_about(path), "chat_template": name}
+        write_predictions(path, read_predictions(path), about)
+    chat = {"chat_template": str(file)}
+    edit(output / "experiment.json", lambda e: e["new"].update(chat))
+    edit(output / "report.json", lambda r: r["provenance"]["experiment"]["new"].update(chat))
+    gate(output, max_nfr=0.999)
+    found = release(output)
+    assert found.record.chat_template is not None
+    assert found.record.chat_template.fingerprint == name
+    assert found.record.chat_template.file == "chat.jinja"
+    assert found.record.chat_template.sha256 == sha256(str(file))
+    # Old had none of its own: it goes back to the tokenizer's.
+    assert found.record.previous.chat_template is None
+    after = {**settings, "old": {"release": found.path}}
+    assert load(tmp_path, after).old.chat_template == str(file)
+    file.write_text(TEMPLATE + " ")
+    with pytest.raises(UserError, match=r"its chat template at .*chat\.jinja is not what was"):
+        load(tmp_path, after)
+    with pytest.raises(UserError, match=r"chat\.jinja is not the one that chats were rendered by"):
+        release(output)
+    file.unlink()
+    with pytest.raises(UserError, match=r"its chat template is not at"):
+        load(tmp_path, after)
+
+
 # -- files that don't belong together
 
 
@@ -225,6 +267,18 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
             lambda r: r["tasks"]["colours"]["pairs"]["old->compat"].update(nfr=0.0),
         ),
         r"gate\.json is of another report\.json",
+    ),
+    "verdict altered": (
+        lambda o: edit(o / "gate.json", lambda g: g.update(verdict="fail")),
+        "verdict is not that of its checks",
+    ),
+    "checks altered": (
+        lambda o: edit(o / "gate.json", lambda g: g["checks"][0].update(upper=0.0)),
+        "is not what the gate says of the report",
+    ),
+    "gate without its pair": (
+        lambda o: edit(o / "gate.json", lambda g: g.pop("pair")),
+        "is not whole",
     ),
     "gate cut short": (lambda o: (o / "gate.json").write_text("{"), r"gate\.json is not JSON"),
     "gate of another version": (
@@ -304,9 +358,10 @@ def test_a_run_on_a_store(
         ({"version": "old"}, "--version is 'old': this run has compat and new"),
         ({"seed": 3}, "--seed is 3: this run has only 0"),
         ({"file": "out/compat"}, "which is a folder"),
-        ({"file": "out/report.json"}, "is no release of muscle"),
+        ({"file": "out/report.json"}, "which is no release: name another"),
         ({"previous": "out/nowhere.json"}, "does not exist"),
         ({"adapter_path": ""}, "--adapter-path is empty"),
+        ({"adapter_path": "s3://AKIAIOSFODNN7EXAMPLE:secret@bucket/x"}, "--adapter-path"),
         ({"adapter_path": "out/new/adapter"}, "is not the judged adapter's"),
     ],
 )
