@@ -154,6 +154,14 @@ def test_graded_scores(tmp_path: Path) -> None:
     assert pairs["also->new"]["relative_nfr"] is None
 
 
+def test_the_console_says_it(
+    tmp_path: Path, files: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    compare(tmp_path, files, files["v1"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Since v1: Of all examples, 14.00 % were right in v1 and are wrong in compat" in said
+
+
 def test_the_pages_show_it(tmp_path: Path, files: dict[str, str]) -> None:
     evil = "<b>v1 & co"
     with pytest.raises(UserError, match="can't be an older release's name"):

@@ -520,6 +520,27 @@ def test_drift_over_three_releases(
     assert v2.record.previous.sha256 == v1.sha256
 
 
+def test_also_on_the_command_line_is_the_setting(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Experiment] = []
+
+    def run_experiment(file: Path, overrides: list[str], *more: Any) -> int:
+        given.append(load_experiment(file, overrides))
+        return 0
+
+    monkeypatch.setattr("muscle.commands.run_experiment", run_experiment)
+    file = tmp_path / "experiment.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    (tmp_path / "v1").mkdir()
+    also = ["--also", "v1", "--also", "old one=s3://bucket/release.json"]
+    for arguments in ([], also):
+        with pytest.raises(SystemExit):
+            main(["run", str(file), *arguments])
+    assert given[0].also == []
+    assert given[1].also == [str(tmp_path / "v1"), "old one=s3://bucket/release.json"]
+
+
 def test_also_is_checked_before_anything_runs(
     output: Path, settings: dict[str, Any], tmp_path: Path
 ) -> None:
