@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from muscle import storage
 from muscle.config import VersionConfig
+from muscle.errors import SomeFailedError, UserError
 from muscle.fleet.member import Member, check_weights, reason_of
 from muscle.pipeline import Launcher
 from muscle.plan import Step
@@ -13,6 +14,8 @@ from muscle.steps import Workshop
 from muscle.teachers.job import TeacherAsk, TeacherBase, TeacherJob
 from muscle.training.job import OnProgress, TrainJob
 from muscle.types import Version
+
+COMPAT = "compat-adapter"
 
 Asked = tuple[Member, list[Wanted]]
 Cached = tuple[Member, list[Step], TeacherJob]
@@ -105,15 +108,15 @@ class Passes:
             if self._caches_are_there(member, kind):
                 for step in self.workshop.missing(member.steps(kind)):
                     wanted.setdefault(step.key, (member, step))
+        failures: dict[str, str] = {}  # an adapter that members share fails once for all of them
         if wanted:
             self.prepare()
             with self.workshop.leases([step for _, step in wanted.values()]):
-                self._train(list(wanted.values()))
-        failures: dict[str, str] = {}  # an adapter that members share fails once for all of them
+                failures = self._train(list(wanted.values()))
         for member in members:
             missing = self.workshop.missing(member.steps(kind))
             known = [failures[step.key] for step in missing if step.key in failures]
-            if known:
+            if known and not (kind == COMPAT and member.works.teaching.lost()):
                 member.failure = known[0]
             elif missing and member.failure is None:
                 self.prepare()
@@ -125,12 +128,13 @@ class Passes:
 
     def _caches_are_there(self, member: Member, kind: str) -> bool:
         """Whether a training would read what it is meant to."""
-        if kind != "compat-adapter":
+        if kind != COMPAT:
             return True
         return not self.workshop.missing(member.works.teaching.steps())
 
-    def _train(self, wanted: Sequence[tuple[Member, Step]]) -> None:
-        """Train, and keep what came to its end whatever became of the others."""
+    def _train(self, wanted: Sequence[tuple[Member, Step]]) -> dict[str, str]:
+        """Train, and keep what came to its end whatever became of the others; returns why some
+        didn't, by their keys, as far as that is known."""
         jobs: list[tuple[Member, Step, TrainJob]] = []
         for member, step in wanted:
             if self.workshop.missing([step]):  # else another driver was at it
@@ -139,17 +143,20 @@ class Passes:
                     job = member.works.train_job((step.kind, step.key), attempt)
                     # Stages, and failures, are told apart by the title.
                     jobs.append((member, step, replace(job, title=f"{member.name}: {job.title}")))
-        failed: Exception | None = None
+        said: dict[str, UserError] = {}
         try:
             self.launcher.train([job for *_, job in jobs], self.on_progress)
-        except Exception as error:
-            failed = error
+        except SomeFailedError as error:
+            said = error.failures
+        except Exception as error:  # whose it is, each training says alone
+            self.notes[f"trainings are tried again one by one: {reason_of(error)}"] = None
         for member, step, job in jobs:
-            if failed is None or storage.exists(storage.join(job.output, "training.json")):
+            if storage.exists(storage.join(job.output, "training.json")):
                 with member.guarded():
                     member.works.keep(step, job)
             else:
                 storage.remove(job.output)
+        return {s.key: reason_of(said[job.title]) for _, s, job in jobs if job.title in said}
 
     # --- teachers ---------------------------------------------------------------------
 
@@ -173,8 +180,8 @@ class Passes:
         for group in alike.values():
             try:
                 self._cache(group)
-            except Exception:  # said by whose training needs it, alone
-                continue
+            except Exception as error:  # whose it is, each training says alone
+                self.notes[f"caches are tried again one by one: {reason_of(error)}"] = None
 
     def _cache(self, group: Sequence[Cached]) -> None:
         asks: dict[str, tuple[VersionConfig, list[TeacherAsk]]] = {}

@@ -1,6 +1,7 @@
 """`muscle run` with a fleet, as a user runs it: trainings side by side, one of which fails."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ WILD = 10**38
 def test_one_training_that_fails_stops_no_other(tmp_path: Path) -> None:
     fleet = update("crew", evaluated=60, epochs=1, limit=40) | {
         "gate": {"max_nfr": 0.9},
-        "resources": {"teachers": "online"},
+        "resources": {"teachers": "online", "max_failures": 0},
         "adapters": [
             {"name": "absent", "new": str(tmp_path / "nowhere")},
             {"name": "wild", "adapter": {"alpha": WILD}},
@@ -38,16 +39,7 @@ def test_one_training_that_fails_stops_no_other(tmp_path: Path) -> None:
         "strict": "stay",
     }
     assert "does not exist" in found["absent"]["reason"]
-    assert "NaN or infinity" in found["wild"]["reason"] or "infinite" in found["wild"]["reason"]
+    assert re.search(r"\b(inf|NaN)\b", found["wild"]["reason"])
     # Steady's and strict's old and new are the same, and were made once.
     assert len(list(output.glob("artifacts/task-adapter/*/manifest.json"))) == 2
     assert len(list(output.glob("artifacts/predictions/*/manifest.json"))) == 3
-    before = {p: p.read_bytes() for p in output.glob("**/report.json")}
-    before |= {p: p.read_bytes() for p in output.glob("fleet.*")}
-    without = ("--set", "adapters.wild.adapter.alpha=8", "--set", "adapters.wild.adapter.r=4")
-    printed = muscle("run", str(file), "--output", str(output), *without, code=1).stdout
-    assert "start Ray" not in printed, "wild is now what steady is, and all is there"
-    assert (output / "wild" / "report.json").exists()
-    assert all(
-        path.read_bytes() == data for path, data in before.items() if "fleet" not in path.name
-    )
