@@ -2,20 +2,25 @@
 
 from dataclasses import dataclass
 
+from muscle import copies
 from muscle.bases import Base, resolve_base
 from muscle.config import Experiment, VersionConfig
 from muscle.errors import UserError
 from muscle.released import open_release
 from muscle.report.older import labelled
+from muscle.tasks import Task
+from muscle.tasks.prompting import Prompting
 
 
 @dataclass(frozen=True)
 class Older:
-    """An older release under its label: its settings, its base and adapter pinned."""
+    """An older release under its label: its settings, its base and adapter pinned, and how it is
+    spoken to where that is by a chat template of its own."""
 
     label: str
     version: VersionConfig
     base: Base
+    prompting: Prompting | None = None
 
     @property
     def adapter(self) -> str:
@@ -30,18 +35,34 @@ class Older:
         return self.base.given_adapter
 
     @property
+    def chat(self) -> str | None:
+        """What tells its chat template from another; None without one."""
+        template = None if self.prompting is None else self.prompting.template
+        return None if template is None else template.name
+
+    @property
     def called(self) -> str:
         """The base as the user calls it."""
         revision = self.version.revision
         return self.version.model + (f"@{revision}" if revision else "")
 
 
-def resolve_older(experiment: Experiment, old: Base) -> list[Older]:
-    """The releases that `also` names.
+def _prompting(version: VersionConfig, date: str | None) -> Prompting:
+    """By the release's own template: its file, else its tokenizer's."""
+    from muscle.models.chat_template import load_chat_template
+    from muscle.models.load import load_tokenizer
+
+    file = None if version.chat_template is None else copies.fetch(version.chat_template)
+    tokenizer = load_tokenizer(version.model, version.revision)
+    return Prompting(template=load_chat_template(tokenizer, file, date))
+
+
+def resolve_older(experiment: Experiment, old: Base, task: Task) -> list[Older]:
+    """The releases that `also` names, as they answer a task.
 
     Raises:
-        UserError: a name twice, no release, one whose files or base aren't there any more, or
-            what old is too.
+        UserError: a name twice, no release, one whose files or base aren't there any more, whose
+            template renders no chats, or what old is too.
     """
     found = []
     for label, path in labelled(experiment.also, "setting 'also'").items():
@@ -56,5 +77,6 @@ def resolve_older(experiment: Experiment, old: Base) -> list[Older]:
                 f"setting 'also': {path} is old itself, whose flips the report counts anyhow: give "
                 "an older release, or leave it out"
             )
-        found.append(Older(label, version, base))
+        prompting = _prompting(version, experiment.task.date) if task.is_chat else None
+        found.append(Older(label, version, base, prompting))
     return found

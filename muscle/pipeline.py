@@ -254,11 +254,12 @@ class Pipeline:
                 step=step,
                 version=f"also-{older.label}",
                 task=self.plan.task,
-                queries=self.plan.queries,
+                queries=queries,
                 base=older.base,
                 adapter=older.adapter,
+                prompting=older.prompting,
             )
-            for older, step in self.plan.older
+            for older, queries, step in self.plan.older
         ]
 
     def _adapter_again(self, again: Again) -> str:

@@ -83,7 +83,8 @@ class Plan:
     predictions: Mapping[tuple[Version, Run], Step]
     notes: tuple[str, ...] = ()  # what a user should know before it runs
     again: Mapping[Run, Again] = field(default_factory=dict)  # empty: no noise floor
-    older: Sequence[tuple[Older, Step]] = ()  # releases that answer too, with their predictions
+    # Releases that answer too, with what they are asked and their predictions.
+    older: Sequence[tuple[Older, Step, Step]] = ()
 
     def base(self, version: Version) -> Base:
         """The base of a version; new and compat share theirs."""
@@ -97,7 +98,7 @@ class Plan:
         trained.sort(key=lambda s: s.kind == "compat-adapter")  # stable: task adapters first
         made = [*trained, *self.interpolated.values(), *self.predictions.values()]
         made += [other.predictions for other in again]
-        made += [predictions for _, predictions in self.older]
+        made += [step for _, *steps in self.older for step in steps]
         steps = [self.examples, self.queries, *made]
         return list({(s.kind, s.key): s for s in steps}.values())
 
@@ -124,7 +125,7 @@ def make_plan(experiment: Experiment, task: Task | None = None) -> Plan:
     )
     notes = _notes(experiment, task)
     plan = _lay_out(experiment, task, (old, new), tokenizer, examples, queries, notes)
-    older = [(o, _asked_older(plan, o)) for o in resolve_older(experiment, plan.old)]
+    older = [_older(plan, one) for one in resolve_older(experiment, plan.old, task)]
     return replace(plan, again=_again(plan), older=older)
 
 
@@ -254,9 +255,14 @@ def _asked_again(plan: Plan, adapter: str) -> Step:
     return _asked(plan, "evaluate old again", plan.old, adapter, plan.queries)
 
 
-def _asked_older(plan: Plan, older: Older) -> Step:
+def _older(plan: Plan, older: Older) -> tuple[Older, Step, Step]:
+    """What an older release is asked, in its own words where they are chats, and its answers."""
+    queries, limit = plan.queries, plan.experiment.evaluation.limit
+    if older.prompting is not None:
+        inputs = {"task": plan.task.evaluation_fingerprint(limit, older.prompting)}
+        queries = Step("queries", f"evaluation requests ({older.label})", inputs)
     label = f"evaluate {older.label} (also)"
-    return _asked(plan, label, older.base, older.fingerprint, plan.queries)
+    return older, queries, _asked(plan, label, older.base, older.fingerprint, queries)
 
 
 def _asked(plan: Plan, label: str, base: Base, adapter: str, queries: Step) -> Step:

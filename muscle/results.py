@@ -214,10 +214,10 @@ class Results:
     def _older(self) -> dict[int, dict[str, dict[str, Side]]]:
         """The older releases' predictions, which they leave in also/: the same for all seeds."""
         task, found = self.plan.task, {}
-        for older, step in self.plan.older:
-            experiment = self.experiment
+        for older, _, step in self.plan.older:
+            settings, dtype = self.experiment.evaluation, self.experiment.scoring_dtype
             made = about_predictions(
-                task, experiment.evaluation, experiment.scoring_dtype, older.base, older.called
+                task, settings, dtype, older.base, older.called, chat=older.chat
             )
             about = {**made, "adapter": older.fingerprint, "release": older.version.release}
             rows = read_predictions(self.workshop.artifact(step).file("predictions.parquet"))

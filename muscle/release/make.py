@@ -187,8 +187,8 @@ def _template(
     from muscle.models.load import load_tokenizer
 
     given = copies.fetch(config.chat_template)
-    date = run.experiment.task.model_dump().get("date")
-    template = load_chat_template(load_tokenizer(config.model, config.revision), given, date)
+    tokenizer = load_tokenizer(config.model, config.revision)
+    template = load_chat_template(tokenizer, given, run.experiment.task.date)
     if template.name != name:
         raise UserError(
             f"{run.output}: the chat template {config.chat_template} is not the one that chats "

@@ -562,6 +562,30 @@ def test_also_is_checked_before_anything_runs(
         make_plan(named)
 
 
+def test_an_older_release_is_asked_chats_in_its_own_words(
+    output: Path, settings: dict[str, Any], tiny_models: dict[str, str], tmp_path: Path
+) -> None:
+    from types import SimpleNamespace
+
+    from muscle.older import resolve_older
+
+    file = output / "chat.jinja"
+    file.write_text(TEMPLATE)
+    path = release(output).path
+    template = {"fingerprint": "f", "file": "chat.jinja", "sha256": sha256(str(file))}
+    edit(Path(path), lambda r: r.update(chat_template=template))
+    experiment = load(tmp_path, {**settings, "also": [f"v1={path}"]})
+    plan = make_plan(experiment)
+    chats: Any = SimpleNamespace(is_chat=True)
+    (older,) = resolve_older(experiment, plan.old, chats)
+    assert older.prompting is not None and older.prompting.template is not None
+    assert older.chat == older.prompting.template.name
+    asked = older.prompting.template.prompt([{"role": "user", "content": "What?"}])
+    assert asked == "<s>user: What?</s>assistant: "
+    (plain,) = resolve_older(experiment, plan.old, plan.task)
+    assert plain.prompting is None and plain.chat is None
+
+
 def test_the_setting_of_also_makes_no_new_key(settings: dict[str, Any], output: Path) -> None:
     path = release(output).path
     plain, more = (
