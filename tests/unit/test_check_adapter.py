@@ -108,6 +108,32 @@ def test_mixed_ranks_of_one_scale_serve_if_the_largest_fits(save: Save) -> None:
     assert of(odd, "alpha_pattern")[0] == "fails"
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"use_rslora": True},
+        {"rank_pattern": {"down_proj": 2}},
+        {"rank_pattern": {"down_proj": 2}, "alpha_pattern": {"down_proj": 4}},
+        {"alpha_pattern": {"layers.0.self_attn.q_proj": 2}},
+        {"rank_pattern": {"q_proj": 16}, "alpha_pattern": {"q_proj": 16}, "use_rslora": True},
+    ],
+)
+def test_it_serves_where_peft_has_the_one_scale_that_vllm_has(
+    save: Save, settings: dict[str, Any]
+) -> None:
+    """vLLM's own: alpha / r, or alpha / sqrt(r), of the config."""
+    scales: set[float] = set()
+
+    def scales_of(model: Any) -> None:
+        layers = [m for m in model.modules() if hasattr(m, "scaling")]
+        scales.update(m.scaling["default"] for m in layers)
+
+    adapter = save(change=scales_of, **settings)
+    vllm = 8 / (2 if settings.get("use_rslora") else 4)
+    assert scales and check_serving(adapter).serves == (scales == {vllm})
+
+
 def test_what_looks_odd_and_serves(save: Save) -> None:
     found = check_serving(
         save(use_rslora=True, layers_to_transform=[1], fan_in_fan_out=False, lora_dropout=0.1)
