@@ -22,7 +22,7 @@ def _view(label: str, block: Mapping[str, Any], task: Mapping[str, Any]) -> dict
     unscored = f", {block['unscored']} unscored and left out" if block["unscored"] else ""
     return {
         "label": label,
-        "heading": f"n = {block['n']}{unscored}; {score.label.removesuffix(' %')} of {label}: "
+        "heading": f"n = {block['n']}{unscored}; {label}'s {score.label}: "
         + view.cell(score, entry["score"], entry["ci95"]),
         "reading": _reading(label, block),
         "pairs": [f"{label} → {pair.partition('->')[2]}" for pair in pairs],
@@ -73,8 +73,10 @@ def _reading(label: str, block: Mapping[str, Any]) -> str:
     pair = [*block["pairs"]][-1]
     last, entry = pair.partition("->")[2], block["pairs"][pair]
     before, now = (percent(entry["lost"][which]["share"]) for which in ("before", "now"))
+    lost = f"were right in {label} and are wrong in {last}"
+    if "equal" in entry["counts"]:  # a graded metric
+        lost = f"score lower in {last} than in {label}"
     return (
-        f"Of all examples, {percent(entry['nfr'])} % were right in {label} and are wrong in {last}"
-        f" (with a graded metric: scored lower): {before} % since old already, {now} % by this "
-        "update."
+        f"Of all examples, {percent(entry['nfr'])} % {lost}: {before} % since old already, {now} % "
+        "by this update."
     )

@@ -152,6 +152,9 @@ def test_graded_scores(tmp_path: Path) -> None:
     assert pairs["also->new"]["lost"]["now"]["count"] == 1
     assert pairs["also->compat"]["lost"]["before"]["count"] == 1  # 0.3 is less than v1's 0.4
     assert pairs["also->new"]["relative_nfr"] is None
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "50.00 % score lower in compat than in v1" not in text
+    assert "25.00 % score lower in compat than in v1: 25.00 % since old already" in text
 
 
 def test_the_console_says_it(
