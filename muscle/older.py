@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from muscle import copies
 from muscle.bases import Base, resolve_base
+from muscle.chats import load_template
 from muscle.config import Experiment, VersionConfig
 from muscle.errors import UserError
 from muscle.released import open_release
@@ -47,14 +48,14 @@ class Older:
         return self.version.model + (f"@{revision}" if revision else "")
 
 
-def _prompting(version: VersionConfig, date: str | None) -> Prompting:
+def _prompting(label: str, version: VersionConfig, date: str | None) -> Prompting:
     """By the release's own template: its file, else its tokenizer's."""
-    from muscle.models.chat_template import load_chat_template
     from muscle.models.load import load_tokenizer
 
-    file = None if version.chat_template is None else copies.fetch(version.chat_template)
+    if version.chat_template is not None:
+        version = version.model_copy(update={"chat_template": copies.fetch(version.chat_template)})
     tokenizer = load_tokenizer(version.model, version.revision)
-    return Prompting(template=load_chat_template(tokenizer, file, date))
+    return Prompting(template=load_template(label, version, tokenizer, date))
 
 
 def resolve_older(experiment: Experiment, old: Base, task: Task) -> list[Older]:
@@ -77,6 +78,7 @@ def resolve_older(experiment: Experiment, old: Base, task: Task) -> list[Older]:
                 f"setting 'also': {path} is old itself, whose flips the report counts anyhow: give "
                 "an older release, or leave it out"
             )
-        prompting = _prompting(version, experiment.task.date) if task.is_chat else None
+        date, who = experiment.task.date, f"setting 'also' ({label})"
+        prompting = _prompting(who, version, date) if task.is_chat else None
         found.append(Older(label, version, base, prompting))
     return found

@@ -180,7 +180,7 @@ def load_chat_template(
     told = date if _CLOCK in source or "date_string" in source else None
     special = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
     text = json.dumps([source, special, told], sort_keys=True)
-    name = hashlib.sha256(text.encode()).hexdigest()
+    name = hashlib.sha256(text.encode()).hexdigest()[:16]
     template = ChatTemplate(source, name, "", owner, tokenizer, date)
     return ChatTemplate(source, name, _end_of_turn(template), owner, tokenizer, date)
 

@@ -101,6 +101,25 @@ class Encoder:
                 found.append("the continuation is empty")
         return found
 
+    def pieces(self, chats: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+        """The tokens of each chat's pieces, each as it follows all before it: `chat_pairs` again
+        and again. Joined they are what a model would have read and written, piece by piece."""
+        joined = [["".join(chat[: n + 1]) for n in range(len(chat))] for chat in chats]
+        every = _unique(text for texts in joined for text in texts)
+        ids = dict(zip(every, self._call(every, special=False), strict=True))
+        found = []
+        for chat, texts in zip(chats, joined, strict=True):
+            before: list[int] = []
+            parts: list[list[int]] = []
+            for piece, text in zip(chat, texts, strict=True):
+                whole = ids[text]
+                apart = whole[: len(before)] != before
+                part = self._call([piece], special=False)[0] if apart else whole[len(before) :]
+                parts.append(part)
+                before = before + part
+            found.append(parts)
+        return found
+
     def chats(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each rendered chat, to generate from; nothing is added."""
         unique = _unique(texts)

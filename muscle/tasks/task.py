@@ -48,6 +48,7 @@ class Task:
     version           the harness's version of the task, as text
     higher_is_better  always true of the deciding metric (others are refused)
     notes             what a user should know of its data
+    date              today, as chat templates are told it; None: the fixed day
     groups            training ids -> groups that stay on one side of every split; mostly none
 
     What takes a template or a prompting needs it for chats alone (`muscle.tasks.chat`).
@@ -71,6 +72,7 @@ class Task:
         self.version = str(harness.VERSION)
         self.higher_is_better = True
         self.notes: tuple[str, ...] = ()
+        self.date = config.date
         self.groups: dict[str, str] = {}
         self._training: tuple[Any, list[str]] | None = None
         self._examples: list[TrainingExample] | None = None
