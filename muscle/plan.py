@@ -1,7 +1,7 @@
 """What a run consists of: its steps, each with the key of the artifact it leaves
 (`muscle.recipes`)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from muscle.bases import (
@@ -20,6 +20,7 @@ from muscle.config import (
 from muscle.errors import UserError
 from muscle.losses.needs import needed_teachers
 from muscle.models.compatibility import check_targets
+from muscle.older import Older, resolve_older
 from muscle.recipes import (
     PerBase,
     Run,
@@ -83,6 +84,8 @@ class Plan:
     notes: tuple[str, ...] = ()  # what a user should know before it runs
     again: Mapping[Run, Again] = field(default_factory=dict)  # empty: no noise floor
     chats: Chats | None = None  # None: the task's examples are no chats
+    # Releases that answer too, with what they are asked and their predictions.
+    older: Sequence[tuple[Older, Step, Step]] = ()
 
     @property
     def examples(self) -> Step:
@@ -114,6 +117,7 @@ class Plan:
         trained.sort(key=lambda s: s.kind == "compat-adapter")  # stable: task adapters first
         made = [*trained, *self.interpolated.values(), *self.predictions.values()]
         made += [other.predictions for other in again]
+        made += [step for _, *steps in self.older for step in steps]
         parts = [self.taught.old, self.taught.new, self.asked.old, self.asked.new]
         steps = [*parts, *made]
         return list({(s.kind, s.key): s for s in steps}.values())
@@ -138,7 +142,8 @@ def make_plan(experiment: Experiment, task: Task | None = None) -> Plan:
     asked = asked_of(task, chats, "evaluation requests", experiment.evaluation.limit)
     notes = _notes(experiment, task, chats)
     plan = _lay_out(experiment, task, (old, new), tokenizer, taught, asked, notes, chats)
-    return replace(plan, again=_again(plan))
+    older = [_older(plan, one) for one in resolve_older(experiment, plan.old, task)]
+    return replace(plan, again=_again(plan), older=older)
 
 
 def asked_of(task: Task, chats: Chats | None, label: str, limit: int | None = None) -> PerBase:
@@ -287,12 +292,21 @@ def _given_again(plan: Plan, path: str) -> Again:
 
 
 def _asked_again(plan: Plan, adapter: str) -> Step:
+    return _asked(plan, "evaluate old again", plan.old, adapter, plan.asked.old)
+
+
+def _older(plan: Plan, older: Older) -> tuple[Older, Step, Step]:
+    """What an older release is asked, in its own words where they are chats, and its answers."""
+    queries, limit = plan.queries, plan.experiment.evaluation.limit
+    if older.prompting is not None:
+        inputs = {"task": plan.task.evaluation_fingerprint(limit, older.prompting)}
+        queries = Step("queries", f"evaluation requests ({older.label})", inputs)
+    label = f"evaluate {older.label} (also)"
+    return older, queries, _asked(plan, label, older.base, older.fingerprint, queries)
+
+
+def _asked(plan: Plan, label: str, base: Base, adapter: str, queries: Step) -> Step:
     settings = plan.experiment
     return predictions_step(
-        "evaluate old again",
-        plan.old,
-        adapter,
-        plan.asked.old,
-        settings.evaluation,
-        settings.scoring_dtype,
+        label, base, adapter, queries, settings.evaluation, settings.scoring_dtype
     )

@@ -37,6 +37,8 @@ def places(raw: dict[str, Any]) -> Iterator[Place]:
         ("new.model", "model"),
         ("old.adapter", "adapter"),
         ("new.adapter", "adapter"),
+        ("old.release", "data"),
+        ("new.release", "data"),
         ("noise_floor", "adapter"),
         ("task.train", "data"),
         ("task.validation", "data"),
@@ -56,6 +58,10 @@ def places(raw: dict[str, Any]) -> Iterator[Place]:
         stage = setting == "resources.deepspeed" and not str(value).endswith(".json")
         if isinstance(value, str) and value and not stage:
             yield Place(setting, value, kind)
+    older = raw.get("also")
+    for value in older if isinstance(older, list) else ():
+        name, equals, path = str(value).partition("=")
+        yield Place("also", path if equals and "/" not in name else str(value), "data")
 
 
 def get(raw: Any, setting: str) -> Any:
