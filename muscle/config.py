@@ -24,6 +24,7 @@ from muscle.settings import (
     RangeConfig,
     ReportConfig,
     ResourcesConfig,
+    ServerConfig,
     SpaceConfig,
     TrackingConfig,
     TuningConfig,
@@ -45,6 +46,7 @@ __all__ = [
     "RangeConfig",
     "ReportConfig",
     "ResourcesConfig",
+    "ServerConfig",
     "SpaceConfig",
     "TaskConfig",
     "TrackingConfig",
@@ -264,13 +266,29 @@ class EvaluationConfig(Part):
 
     `backend` says what writes generated answers: transformers in batches, transformers'
     continuous batching (GPU), or vLLM (the extra `muscle-llm[vllm]`). Given answers are always
-    scored by our own engine.
+    scored by our own engine. With `openai` all of it is a server's work (`muscle evaluate`).
     """
 
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # default: the training dtype
     limit: Positive | None = None
     max_length: Positive | None = None  # default: the model's context window
     backend: BackendName = "transformers"
+    server: ServerConfig = ServerConfig()
+
+    @model_validator(mode="after")
+    def _server_is_asked(self) -> "EvaluationConfig":
+        if self.backend == "openai":
+            if not self.server.base_url:
+                raise ValueError("backend 'openai' needs the server's address: give --base-url URL")
+            if self.max_length is not None:
+                raise ValueError("'max_length' is the server's own with backend 'openai'")
+            if self.dtype not in (None, "float32"):
+                raise ValueError(
+                    "the server has its own number format: leave dtype out with backend 'openai'"
+                )
+        elif self.server != ServerConfig():
+            raise ValueError("'server' is for backend 'openai': set --backend openai")
+        return self
 
 
 class Experiment(Part):
@@ -321,6 +339,16 @@ class Experiment(Part):
         if self.compat_seeds is not None and len(self.seeds) != 1:
             raise ValueError(
                 "'compat_seeds' varies only the compat adapter: give one seed in 'seeds'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _answers_itself(self) -> "Experiment":
+        if self.evaluation.backend == "openai":
+            raise ValueError(
+                "backend 'openai' is for `muscle evaluate`: let this run train with another "
+                "backend, serve its adapters, ask them with `muscle evaluate --backend openai "
+                "--base-url URL --model old=NAME …` and compare with `muscle compare`"
             )
         return self
 
