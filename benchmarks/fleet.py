@@ -1,9 +1,12 @@
 """A fleet against as many separate runs: wall time, and how often a base model is loaded.
 
     python benchmarks/fleet.py
+    python benchmarks/fleet.py --train --name fleet-trained
     python benchmarks/fleet.py --adapters 2 --limit 40 --evaluated 60 --name fleet-small
 
 Adapters of one testbed task, each with a seed of its own, so that nothing is shared but the bases.
+Old's and new's are there already, as in a company that updates its base (they are made first, off
+the clock); with `--train` every side trains them itself.
 Sides, each a process of its own that starts from nothing: `separate`, one `muscle run` after the
 other; `always`, a fleet that trains every compat adapter, as separate runs do; `gate-fails`, the
 same fleet with a gate that every other adapter's new passes. See benchmarks/README.md.
@@ -24,6 +27,7 @@ import record
 
 HERE = Path(__file__).resolve()
 SIDES = ("gate-fails", "always", "separate")
+MADE = "made"
 STRICT, LOOSE = 0.01, 0.9
 """Limits of NFR that no adapter here keeps, and that all do."""
 
@@ -37,6 +41,7 @@ def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--limit", type=int, default=160, help="training examples of each")
     parser.add_argument("--evaluated", type=int, default=200, help="questions asked of each")
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--train", action="store_true", help="no adapters are there")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--name", default="fleet", help="of the result file")
     parser.add_argument("--run", help=argparse.SUPPRESS)
@@ -55,12 +60,15 @@ def main() -> None:
     result["load_average_before"] = before
     path = record.write_result(args.name, result)
     print(json.dumps(result, indent=1))
-    print(path.relative_to(record.ROOT))
+    print(path.name)
 
 
 def measured(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All sides, one after the other."""
     sides: dict[str, dict[str, Any]] = {}
+    if not args.train:
+        record.say("adapters …")
+        make_adapters(args, folder)
     for side in args.sides:
         record.say(f"{side} …")
         sides[side] = (separate if side == "separate" else together)(args, folder, side)
@@ -68,6 +76,7 @@ def measured(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     result: dict[str, Any] = {
         "what": "a fleet on the testbed against as many separate runs",
         "adapters": args.adapters,
+        "adapters_are_there": not args.train,
         "training_examples": args.limit,
         "epochs": args.epochs,
         "questions": args.evaluated,
@@ -108,18 +117,39 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def entries_of(args: argparse.Namespace) -> list[dict[str, Any]]:
+def entries_of(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """One adapter for each seed; every other one has a gate that its new passes."""
-    return [
-        {"name": f"adapter-{i}", "seeds": [i], "gate": {"max_nfr": LOOSE if i % 2 else STRICT}}
-        for i in range(args.adapters)
-    ]
+    entries = []
+    for i in range(args.adapters):
+        name = f"adapter-{i}"
+        entry: dict[str, Any] = {"name": name, "seeds": [i]}
+        entry["gate"] = {"max_nfr": LOOSE if i % 2 else STRICT}
+        if not args.train:
+            made = folder / MADE / name
+            for version, model in (("old", "testbed:v1"), ("new", "testbed:v2")):
+                entry[version] = {"model": model, "adapter": str(made / version / "adapter")}
+        entries.append(entry)
+    return entries
+
+
+def make_adapters(args: argparse.Namespace, folder: Path) -> None:
+    """What every side but with `--train` finds there."""
+    entries = [{"name": f"adapter-{i}", "seeds": [i]} for i in range(args.adapters)]
+    fleet = {"name": "made", "gate": {"max_nfr": LOOSE}, **settings_of(args), "adapters": entries}
+    file = folder / "made.json"
+    file.write_text(json.dumps(fleet))
+    in_process(file, folder / MADE)
 
 
 def together(args: argparse.Namespace, folder: Path, side: str) -> dict[str, Any]:
     """The fleet, in one process."""
     file = folder / f"{side}.json"  # JSON is YAML
-    fleet = {"name": "bench", "when": side, **settings_of(args), "adapters": entries_of(args)}
+    fleet = {
+        "name": "bench",
+        "when": side,
+        **settings_of(args),
+        "adapters": entries_of(args, folder),
+    }
     file.write_text(json.dumps(fleet))
     run = in_process(file, folder / side)
     found = json.loads((folder / side / "fleet.json").read_text())
@@ -130,7 +160,7 @@ def together(args: argparse.Namespace, folder: Path, side: str) -> dict[str, Any
 def separate(args: argparse.Namespace, folder: Path, side: str) -> dict[str, Any]:
     """One run after the other, each in a process of its own, as a user would."""
     runs = []
-    for entry in entries_of(args):
+    for entry in entries_of(args, folder):
         file = folder / f"{entry['name']}.json"
         file.write_text(json.dumps({**settings_of(args), **entry}))
         runs.append(in_process(file, folder / side / entry["name"]))
@@ -141,7 +171,7 @@ def separate(args: argparse.Namespace, folder: Path, side: str) -> dict[str, Any
 def equal_counts(args: argparse.Namespace, folder: Path) -> int:
     """Adapters whose fleet and separate run counted the same flips."""
     same = 0
-    for entry in entries_of(args):
+    for entry in entries_of(args, folder):
         reports = [
             json.loads((folder / side / entry["name"] / "report.json").read_text())
             for side in ("always", "separate")
