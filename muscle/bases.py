@@ -83,12 +83,26 @@ def check_tokenizers(experiment: Experiment) -> str:
 
     Returns the fingerprint of new's, by which both teachers read.
     """
-    from muscle.models.fingerprint import fingerprint_tokenizer, same_tokenizer
+    from muscle.models.fingerprint import fingerprint_tokenizer, same_ids
     from muscle.models.load import load_tokenizer
 
     old, new = (load_tokenizer(v.model, v.revision) for _, v in versions_of(experiment))
     if "old" in needed_teachers(experiment.compatibility):
-        reason = same_tokenizer(old, new)
+        reason = same_ids(old, new)
         if reason is not None:
             raise UserError(different_tokenizers(reason))
     return fingerprint_tokenizer(new)
+
+
+def vocabulary_notes(experiment: Experiment) -> tuple[str, ...]:
+    """What a user should know where old and new share ids but not all of them; only where old
+    teaches."""
+    from muscle.models.fingerprint import vocabulary_note
+    from muscle.models.load import load_tokenizer
+
+    if "old" not in needed_teachers(experiment.compatibility):
+        return ()
+    note = vocabulary_note(
+        *(load_tokenizer(v.model, v.revision) for _, v in versions_of(experiment))
+    )
+    return () if note is None else (note,)

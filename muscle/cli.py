@@ -160,7 +160,8 @@ def evaluate(
         bool, typer.Option("--apply-chat-template", help="Speak through the chat template.")
     ] = False,
     chat_template: Annotated[
-        str | None, typer.Option(help="The same, with the template of this name.")
+        str | None,
+        typer.Option(help="The same, with the template of this name; of chats: a Jinja file."),
     ] = None,
     system_instruction: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
     fewshot_as_multiturn: Annotated[
@@ -183,11 +184,12 @@ def evaluate(
     Run it again to go on from where it stopped.
     """
     from muscle.commands import evaluate_models
-    from muscle.experiment import given_settings
+    from muscle.experiment import given_settings, is_template_file
 
-    settings = given_settings(task, model, include_path, num_fewshot)
+    settings = given_settings(task, model, include_path, num_fewshot, chat_template)
+    named = None if is_template_file(chat_template) else chat_template
     settings["prompting"] = {
-        "apply_chat_template": chat_template or apply_chat_template,
+        "apply_chat_template": named or apply_chat_template,
         "system_instruction": system_instruction,
         "fewshot_as_multiturn": fewshot_as_multiturn,
     }

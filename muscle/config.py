@@ -74,6 +74,9 @@ class TaskConfig(Part):
     (Jinja over the row's fields) and either `choices` (texts, or the name of a field
     that holds a list) with `target` naming the gold (its text or index), or `target`
     alone for generated answers.
+
+    Own chats: `format: chat`, whose rows hold `id`, `messages` and a gold answer, see
+    docs/chat.md. `scorer` judges what a model writes; with `choices` the labels are scored.
     """
 
     name: str
@@ -88,6 +91,14 @@ class TaskConfig(Part):
     target: str | None = None
     choices: list[str] | str | None = None
     until: list[str] | None = None  # where a generated answer ends; default: a line break
+    # own chats
+    format: Literal["chat"] | None = None
+    validation: str | None = None  # default: a part of the training split
+    scorer: str | None = None  # default: label where there are labels, else exact
+    labels: list[str] | None = None  # default: the gold answers of all splits
+    group: str | None = None  # a column: rows that share it stay on one side of every split
+    overlap: Literal["refuse", "drop", "keep"] = "refuse"
+    date: str | None = None  # today, as templates are told it; default: a fixed day
     # both
     max_gen_toks: Positive | None = None
     metric: str | None = None
@@ -104,10 +115,56 @@ class TaskConfig(Part):
     @property
     def is_own(self) -> bool:
         """Whether the task is defined by the user's own files."""
-        return self.prompt is not None
+        return self.prompt is not None or self.is_chat
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether its examples are chats, which each version's own template renders."""
+        return self.format == "chat"
+
+    @field_validator("scorer")
+    @classmethod
+    def _known_scorer(cls, scorer: str | None) -> str | None:
+        names = ("exact", "label", "json_fields", "rouge1")
+        if scorer is None or scorer in names:
+            return scorer
+        if re.fullmatch(r"python:[A-Za-z_][\w.]*:[A-Za-z_]\w*", scorer):
+            return scorer
+        raise ValueError(
+            f"no scorer is called '{scorer}': known are {', '.join(names)} and "
+            "python:MODULE:FUNCTION"
+        )
+
+    @model_validator(mode="after")
+    def _chat(self) -> "TaskConfig":
+        if not self.is_chat:
+            names = ("validation", "scorer", "labels", "group", "date")
+            given = [n for n in names if getattr(self, n) is not None]
+            given += ["overlap"] if self.overlap != "refuse" else []
+            if given:
+                raise ValueError(f"'{given[0]}' is for chats: set 'format: chat'")
+            return self
+        others = ("prompt", "data_files", "include_path", "num_fewshot", "metric", "filter")
+        wrong = [name for name in others if getattr(self, name) is not None]
+        if wrong:
+            raise ValueError(f"'{wrong[0]}' is not for chats ('format: chat'): leave it out")
+        if not self.test:
+            raise ValueError("a task of chats needs 'test', a file of rows")
+        if isinstance(self.choices, str):
+            raise ValueError("'choices' of chats are a list of texts")
+        if self.choices is not None and (self.scorer or self.labels):
+            raise ValueError(
+                "with 'choices' the given labels are scored and the likeliest is the answer: "
+                "leave 'scorer' and 'labels' out, or 'choices', to have the answer written"
+            )
+        if self.labels is not None and self.scorer not in (None, "label"):
+            raise ValueError(f"'labels' are for the scorer label, not for '{self.scorer}'")
+        return self
 
     @model_validator(mode="after")
     def _one_kind(self) -> "TaskConfig":
+        if self.is_chat:
+            return self
         own = {k for k in ("train", "test", "prompt", "target", "choices") if getattr(self, k)}
         if self.choices is not None and not self.choices:
             raise ValueError("'choices' is empty: give at least two choices")

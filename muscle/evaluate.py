@@ -57,14 +57,14 @@ def plan_evaluation(config: Evaluation) -> EvaluationPlan:
     """
     tasks, groups = _suites(config.tasks)
     bases = {name: resolve_base(model, name) for name, model in config.models.items()}
-    promptings = {name: _prompting(config.prompting, base) for name, base in bases.items()}
+    plain = _Promptings(config, bases)
     limit = config.evaluation.limit
     queries: dict[tuple[str, str | None], Step] = {}
     wanted: dict[tuple[str, str, int], Wanted] = {}
     for name, base in bases.items():
-        prompting = promptings[name]
-        chat = None if prompting is None else prompting.chat_name
         for task in tasks.values():
+            prompting = plain.of(name, task)
+            chat = called_chat(prompting)
             if (task.name, chat) not in queries:
                 inputs = {"task": task.evaluation_fingerprint(limit, prompting)}
                 queries[task.name, chat] = Step("queries", f"requests of {task.name}", inputs)
@@ -114,6 +114,64 @@ def _suites(configs: Sequence[TaskConfig]) -> tuple[dict[str, Task], list[Group]
                 raise UserError(f"two different tasks are called '{task.name}': rename one")
         groups.update({group.name: group for group in suite.groups})
     return tasks, list(groups.values())
+
+
+def called_chat(prompting: Prompting | None) -> str | None:
+    """What tells one chat template from another; None: plain text."""
+    if prompting is None:
+        return None
+    return prompting.chat_name if prompting.template is None else prompting.template.name
+
+
+class _Promptings:
+    """How each model is spoken to: chats by its own template, other tasks as the settings say."""
+
+    def __init__(self, config: Evaluation, bases: Mapping[str, Base]):
+        self.config, self.bases = config, bases
+        self._plain: dict[str, Prompting | None] = {}
+        self._chats: dict[tuple[str, str | None], Prompting] = {}
+
+    def of(self, name: str, task: Task) -> Prompting | None:
+        """None: as plain text.
+
+        Raises:
+            UserError: no template, one that can't be used, settings that would be ignored.
+        """
+        given = self.config.models[name].chat_template
+        if task.is_chat:
+            return self._of_chats(name, task)
+        if given is not None:
+            raise UserError(
+                f"a Jinja file as chat template of '{name}' is for tasks of chats, which "
+                f"'{task.name}' is not: leave it out, or name one of the tokenizer's templates"
+            )
+        if name not in self._plain:
+            self._plain[name] = _prompting(self.config.prompting, self.bases[name])
+        return self._plain[name]
+
+    def _of_chats(self, name: str, task: Task) -> Prompting:
+        from muscle.chats import load_template
+        from muscle.models.load import load_tokenizer
+
+        asked = self.config.prompting
+        for setting in ("system_instruction", "fewshot_as_multiturn"):
+            if getattr(asked, setting):
+                raise UserError(
+                    f"--{setting.replace('_', '-')} is for tasks of plain text: the chats of "
+                    f"'{task.name}' bring their own messages"
+                )
+        if isinstance(asked.apply_chat_template, str):
+            raise UserError(
+                f"--chat-template {asked.apply_chat_template!r} is no file: the chats of "
+                f"'{task.name}' are rendered by each model's own template, or by a Jinja file"
+            )
+        place = (name, task.date)
+        if place not in self._chats:
+            base, given = self.bases[name].config, self.config.models[name]
+            tokenizer = load_tokenizer(base.model, base.revision)
+            template = load_template(name, given, tokenizer, task.date)
+            self._chats[place] = Prompting(template=template)
+        return self._chats[place]
 
 
 def _prompting(config: PromptingConfig, base: Base) -> Prompting | None:
@@ -218,7 +276,7 @@ class Evaluating:
                 wanted.base,
                 _called(self.config.models[name]),
                 prompting,
-                None if wanted.prompting is None else wanted.prompting.chat_name,
+                called_chat(wanted.prompting),
             ),
             "adapter": wanted.base.given_adapter,
             "adapter_path": self.config.models[name].adapter,

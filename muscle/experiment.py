@@ -148,12 +148,14 @@ def given_settings(
     models: Sequence[str],
     include_path: str | None = None,
     num_fewshot: int | None = None,
+    chat_template: str | None = None,
 ) -> dict[str, Any]:
     """The `tasks` and `models` of an `Evaluation`, from what is typed.
 
     Args:
         tasks: names, several in one with commas, or YAML files.
         models: NAME=BASE[+ADAPTER]; a BASE that isn't a path may end with @REVISION.
+        chat_template: a Jinja file, by which all models read chats; other names are no file's.
 
     Raises:
         UserError: a model that isn't written so, a name given twice, a bad task file.
@@ -178,7 +180,14 @@ def given_settings(
         if name in versions:
             raise UserError(f"--model: the name '{name}' is given twice")
         versions[name] = _model(rest)
+        if is_template_file(chat_template):
+            versions[name]["chat_template"] = chat_template
     return {"tasks": found, "models": versions}
+
+
+def is_template_file(chat_template: str | None) -> bool:
+    """Whether what `--chat-template` names is a file, not one of a tokenizer's templates."""
+    return chat_template is not None and os.path.isfile(chat_template)
 
 
 def _model(text: str) -> dict[str, str]:

@@ -19,7 +19,6 @@ from muscle.losses.needs import needed_teachers
 from muscle.plan import Again, Plan, Run, Step
 from muscle.predict import Evaluator, Predictor, Wanted, wanted_of
 from muscle.results import ELSEWHERE, Outcome, Results, check_gate
-from muscle.splits import training_split
 from muscle.steps import Workshop
 from muscle.tables import write_examples
 from muscle.teaching import Cacher, Teaching, adapter_folder
@@ -103,7 +102,17 @@ class Pipeline:
 
     def write_examples(self) -> None:
         """Have the examples that trainings read."""
-        self.workshop.once(self.plan.examples, self._write_examples)
+        for version in ("old", "new"):  # the same step twice, unless they are chats
+            self._examples_of(version)
+
+    def _examples_of(self, version: Version) -> None:
+        def write(folder: Path) -> dict[str, Any]:
+            train, validation = self.plan.split_of(version)
+            write_examples(folder / "train.parquet", train)
+            write_examples(folder / "validation.parquet", validation)
+            return {"train": len(train), "validation": len(validation)}
+
+        self.workshop.once(self.plan.taught.of(version), write)
 
     def train_compat(self) -> None:
         """Cache the teachers and train from them; what was damaged on disk is made again, once.
@@ -136,12 +145,6 @@ class Pipeline:
                 return {"residual": interpolate_adapters(new, compat, weight, str(folder))}
 
             self.workshop.once(step, write)
-
-    def _write_examples(self, folder: Path) -> dict[str, Any]:
-        train, validation = training_split(self.experiment, self.plan.task)
-        write_examples(folder / "train.parquet", train)
-        write_examples(folder / "validation.parquet", validation)
-        return {"train": len(train), "validation": len(validation)}
 
     def _train(self, steps: Sequence[Step]) -> None:
         missing = self.workshop.missing(steps)
@@ -211,13 +214,19 @@ class Pipeline:
             deepspeed=read_deepspeed(resources.deepspeed),
             gradient_checkpointing=resources.gradient_checkpointing,
             training_tokens=resources.training_tokens,
-            examples=self.workshop.artifact(self.plan.examples).path,
+            examples=self.workshop.artifact(self.plan.taught.of(version)).path,
             seed=seed,
             output=attempt,
             checkpoints=storage.join(self.store.folder(*key), "checkpoints"),
             checkpoint_seconds=resources.checkpoint_seconds,
             logs=storage.join(self.output, "curves", f"{version}-{seed}" if several else version),
             tracking=self.experiment.tracking,
+            old_examples=(
+                self.workshop.artifact(self.plan.taught.old).path
+                if compat and self.plan.chats is not None
+                else None
+            ),
+            end_of_turn=self.plan.chats.end_of_turn if compat and self.plan.chats else None,
         )
 
     def _adapter(self, version: Version, run: Run) -> str:
@@ -237,9 +246,10 @@ class Pipeline:
                 step=step.predictions,
                 version=f"{AGAIN}-{number}",
                 task=self.plan.task,
-                queries=self.plan.queries,
+                queries=self.plan.asked.old,
                 base=self.plan.old,
                 adapter=self._adapter_again(step),
+                prompting=self.plan.prompting_of("old"),
             )
             for number, step in enumerate(again.values())
         ]

@@ -4,12 +4,20 @@ A key holds exactly what changes the artifact's numbers (by fingerprint, never b
 path); bump a recipe version when the code changes them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from muscle.artifacts import key_of
-from muscle.bases import Base, check_tokenizers, resolve_base, versions_of, with_adapter
+from muscle.bases import (
+    Base,
+    check_tokenizers,
+    resolve_base,
+    versions_of,
+    vocabulary_notes,
+    with_adapter,
+)
+from muscle.chats import Chats, chat_split, chats_of
 from muscle.config import (
     CompatibilityConfig,
     EvaluationConfig,
@@ -21,7 +29,8 @@ from muscle.losses.needs import needed_teachers
 from muscle.models.compatibility import check_targets
 from muscle.splits import training_split
 from muscle.tasks import Task, load_task
-from muscle.types import VERSIONS, Version
+from muscle.tasks.prompting import Prompting
+from muscle.types import VERSIONS, TrainingExample, Version
 
 RECIPES = {
     "examples": 1,
@@ -51,6 +60,18 @@ class Step:
 
 
 @dataclass(frozen=True)
+class PerBase:
+    """One step for each base; the same one unless old and new read other chat templates."""
+
+    old: Step
+    new: Step
+
+    def of(self, version: Version) -> Step:
+        """The step of a version's base; new and compat share theirs."""
+        return self.old if version == "old" else self.new
+
+
+@dataclass(frozen=True)
 class Again:
     """Old with another seed: how often its answers differ from old's is the noise floor.
 
@@ -74,14 +95,33 @@ class Plan:
     old: Base
     new: Base
     tokenizer: str  # new's, by fingerprint: both teachers read by it
-    examples: Step
-    queries: Step
+    taught: PerBase  # training examples
+    asked: PerBase  # queries
     adapters: Mapping[tuple[Version, Run], Step | None]  # None: the version brings its own
     interpolated: Mapping[Run, Step]  # what compat serves, where that isn't what was trained
     teachers: Mapping[tuple[Version, Run], Step]  # what caches would hold, if there are any
     predictions: Mapping[tuple[Version, Run], Step]
     notes: tuple[str, ...] = ()  # what a user should know before it runs
     again: Mapping[Run, Again] = field(default_factory=dict)  # empty: no noise floor
+    chats: Chats | None = None  # None: the task's examples are no chats
+
+    @property
+    def examples(self) -> Step:
+        """New's training examples, which are old's too unless they are chats."""
+        return self.taught.new
+
+    @property
+    def queries(self) -> Step:
+        """New's queries, which are old's too unless they are chats."""
+        return self.asked.new
+
+    def prompting_of(self, version: Version) -> Prompting | None:
+        """How a version is spoken to; None: as plain text."""
+        return None if self.chats is None else self.chats.prompting_of(version)
+
+    def split_of(self, version: Version) -> tuple[list[TrainingExample], list[TrainingExample]]:
+        """(training, validation) examples as a version reads them."""
+        return chat_split(self.experiment, self.task, self.chats, version)
 
     def base(self, version: Version) -> Base:
         """The base of a version; new and compat share theirs."""
@@ -95,7 +135,8 @@ class Plan:
         trained.sort(key=lambda s: s.kind == "compat-adapter")  # stable: task adapters first
         made = [*trained, *self.interpolated.values(), *self.predictions.values()]
         made += [other.predictions for other in again]
-        steps = [self.examples, self.queries, *made]
+        parts = [self.taught.old, self.taught.new, self.asked.old, self.asked.new]
+        steps = [*parts, *made]
         return list({(s.kind, s.key): s for s in steps}.values())
 
 
@@ -113,22 +154,35 @@ def make_plan(experiment: Experiment, task: Task | None = None) -> Plan:
     for given in (experiment.old, experiment.new):
         if given.adapter is None and experiment.adapter.targets != "all-linear":
             check_targets(experiment.adapter, given.model, given.revision)
-    examples = _examples_step(experiment, task)
-    queries = Step(
-        "queries",
-        "evaluation requests",
-        {"task": task.evaluation_fingerprint(experiment.evaluation.limit)},
-    )
-    notes = _notes(experiment, task)
-    plan = _lay_out(experiment, task, (old, new), tokenizer, examples, queries, notes)
+    chats = chats_of(experiment, task)
+    taught = _each(chats, lambda v: _examples_step(experiment, task, chats, v))
+    asked = asked_of(task, chats, "evaluation requests", experiment.evaluation.limit)
+    notes = _notes(experiment, task, chats)
+    plan = _lay_out(experiment, task, (old, new), tokenizer, taught, asked, notes, chats)
     return replace(plan, again=_again(plan))
+
+
+def asked_of(task: Task, chats: Chats | None, label: str, limit: int | None = None) -> PerBase:
+    """The steps of a task's queries, as each base is asked them."""
+
+    def step(version: Version) -> Step:
+        prompting = None if chats is None else chats.prompting_of(version)
+        inputs = {"task": task.evaluation_fingerprint(limit, prompting)}
+        return Step("queries", label if chats is None else f"{label} of {version}", inputs)
+
+    return _each(chats, step)
+
+
+def _each(chats: Chats | None, make: Callable[[Version], Step]) -> PerBase:
+    new = make("new")
+    return PerBase(new if chats is None else make("old"), new)
 
 
 def vary(
     plan: Plan,
     compatibility: CompatibilityConfig,
     task: Task | None = None,
-    queries: Step | None = None,
+    asked: PerBase | None = None,
 ) -> Plan:
     """The same update with other compatibility settings, and judged by other examples if given.
 
@@ -140,9 +194,10 @@ def vary(
         task or plan.task,
         (plan.old, plan.new),
         plan.tokenizer,
-        plan.examples,
-        queries or plan.queries,
+        plan.taught,
+        asked or plan.asked,
         plan.notes,
+        plan.chats,
     )
 
 
@@ -151,9 +206,10 @@ def _lay_out(
     task: Task,
     bases: tuple[Base, Base],
     tokenizer: str,
-    examples: Step,
-    queries: Step,
+    taught: PerBase,
+    asked: PerBase,
     notes: tuple[str, ...],
+    chats: Chats | None,
 ) -> Plan:
     """All steps of what was resolved."""
     old, new = bases
@@ -162,9 +218,9 @@ def _lay_out(
     teachers: dict[tuple[Version, Run], Step] = {}
     predictions: dict[tuple[Version, Run], Step] = {}
     for run in experiment.runs:
-        adapters["old", run] = _task_adapter(experiment, "old", old, examples, run)
-        adapters["new", run] = _task_adapter(experiment, "new", new, examples, run)
-        trained = _compat_adapter(experiment, adapters, old, new, examples, run)
+        adapters["old", run] = _task_adapter(experiment, "old", old, taught.old, run)
+        adapters["new", run] = _task_adapter(experiment, "new", new, taught.new, run)
+        trained = _compat_adapter(experiment, adapters, old, new, taught, run)
         adapters["compat", run] = trained
         if experiment.compatibility.interpolation != 1.0:
             start = _identity(new, adapters["new", run])
@@ -172,7 +228,7 @@ def _lay_out(
         for name in needed_teachers(experiment.compatibility):
             teacher = old if name == "old" else new
             teachers[name, run] = _teacher(
-                experiment, name, teacher, adapters[name, run], tokenizer, examples, run
+                experiment, name, teacher, adapters[name, run], tokenizer, taught.of(name), run
             )
         for version in VERSIONS:
             base = old if version == "old" else new
@@ -180,7 +236,7 @@ def _lay_out(
             if version == "compat":
                 served = interpolated.get(run, trained)
             predictions[version, run] = _predictions(
-                experiment, version, base, served, queries, run
+                experiment, version, base, served, asked.of(version), run
             )
     return Plan(
         experiment,
@@ -188,24 +244,29 @@ def _lay_out(
         old,
         new,
         tokenizer,
-        examples,
-        queries,
+        taught,
+        asked,
         adapters,
         interpolated,
         teachers,
         predictions,
         notes,
+        chats=chats,
     )
 
 
-def _notes(experiment: Experiment, task: Task) -> tuple[str, ...]:
+def _notes(experiment: Experiment, task: Task, chats: Chats | None) -> tuple[str, ...]:
     """What doesn't stop a run but may spoil its numbers."""
+    known = (*task.notes, *vocabulary_notes(experiment))
+    if chats is not None:
+        return (*known, *chats.notes)
     prompts = {example.prompt for example in task.training_examples()}
     queries = task.queries(experiment.evaluation.limit)
     shared = sum(query.requests[0].context in prompts for query in queries)
     if not shared:
-        return ()
+        return known
     return (
+        *known,
         f"{shared} of {len(queries)} evaluation prompts are also prompts of the training split",
     )
 
@@ -226,7 +287,7 @@ def _again(plan: Plan) -> dict[Run, Again]:
             for run, other in following
         }
     seed = experiment.seeds[0] + 1
-    adapter = _task_adapter(experiment, "old", plan.old, plan.examples, (seed, seed))
+    adapter = _task_adapter(experiment, "old", plan.old, plan.taught.old, (seed, seed))
     assert adapter is not None  # the settings refuse a noise floor of a given adapter
     adapter = replace(adapter, label=f"train old again (seed {seed})")
     return dict.fromkeys(runs, Again(seed, plan.old, adapter, _asked_again(plan, adapter.key)))
@@ -252,23 +313,30 @@ def _asked_again(plan: Plan, adapter: str) -> Step:
         "evaluate old again",
         plan.old,
         adapter,
-        plan.queries,
+        plan.asked.old,
         settings.evaluation,
         settings.scoring_dtype,
     )
 
 
-def _examples_step(experiment: Experiment, task: Task) -> Step:
-    training_split(experiment, task)  # no training split, or one too small, says so now
-    inputs = {
-        "task": task.training_fingerprint(),
+def _examples_step(
+    experiment: Experiment, task: Task, chats: Chats | None, version: Version
+) -> Step:
+    template = None if chats is None else chats.template_of(version)
+    training_split(experiment, task, template)  # no training split, or a small one, says so now
+    inputs: dict[str, Any] = {
+        "task": task.training_fingerprint(template),
         "limit": experiment.training.limit,
         "validation_fraction": experiment.training.validation_fraction,
         "data_seed": experiment.data_seed,
     }
     if experiment.training.tuning_fraction is not None:
         inputs["tuning_fraction"] = experiment.training.tuning_fraction
-    return Step("examples", "training examples", inputs)
+    if chats is None:
+        return Step("examples", "training examples", inputs)
+    if chats.too_long:
+        inputs["left_out"] = sorted(chats.too_long)
+    return Step("examples", f"training examples of {version}", inputs)
 
 
 def _training_inputs(training: TrainingConfig) -> dict[str, Any]:
@@ -307,7 +375,7 @@ def _compat_adapter(
     adapters: Mapping[tuple[Version, Run], Step | None],
     old: Base,
     new: Base,
-    examples: Step,
+    taught: PerBase,
     run: Run,
 ) -> Step:
     needs = needed_teachers(experiment.compatibility)
@@ -321,9 +389,11 @@ def _compat_adapter(
         "old": [old.fingerprint, _identity(old, adapters["old", run])] if "old" in needs else None,
         "loss": loss,
         "training": _training_inputs(experiment.compat_training),
-        "examples": examples.key,
+        "examples": taught.new.key,
         "seed": run[1],
     }
+    if "old" in needs and taught.old.key != taught.new.key:
+        inputs["old_examples"] = taught.old.key
     return Step("compat-adapter", _label(experiment, "train compat", run[1]), inputs)
 
 

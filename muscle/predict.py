@@ -78,9 +78,10 @@ def wanted_of(
             step=step,
             version=name(version, run),
             task=plan.task,
-            queries=plan.queries,
+            queries=plan.asked.of(version),
             base=plan.base(version),
             adapter=adapter(version, run),
+            prompting=plan.prompting_of(version),
         )
         for (version, run), step in plan.predictions.items()
         if version in versions
@@ -174,7 +175,7 @@ class Predictor:
         answers = collect(self._set([wanted]), ask)
 
         def write(folder: Path) -> dict[str, Any]:
-            judged = wanted.task.judge(answers, self.evaluation.limit)
+            judged = wanted.task.judge(answers, self.evaluation.limit, wanted.prompting)
             write_predictions(folder / "predictions.parquet", judged.predictions)
             return {
                 "n": len(judged.predictions),

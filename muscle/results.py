@@ -226,7 +226,11 @@ class Results:
         experiment, given = self.experiment, self._given(version)
         called = given.model + (f"@{given.revision}" if given.revision else "")
         dtype, base = experiment.scoring_dtype, self.plan.base(version)
-        return about_predictions(self.plan.task, experiment.evaluation, dtype, base, called)
+        chats = self.plan.chats
+        chat = None if chats is None else chats.template_of(version).name
+        return about_predictions(
+            self.plan.task, experiment.evaluation, dtype, base, called, chat=chat
+        )
 
     def _given(self, version: Version) -> VersionConfig:
         return self.experiment.old if version == "old" else self.experiment.new

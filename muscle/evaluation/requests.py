@@ -114,7 +114,8 @@ class Requests:
         """
         places = [(q, r) for q, query in enumerate(queries) for r in range(len(query.requests))]
         asked = [queries[q].requests[r] for q, r in places]
-        contexts = self.encoder.contexts([request.context for request in asked])
+        chats = [queries[q].chat is not None for q, _ in places]
+        contexts = self.encoder.begun([request.context for request in asked], chats)
         found: list[Prompted | Loose] = []
         for (q, r), context, request in zip(places, contexts, asked, strict=True):
             try:

@@ -19,7 +19,7 @@ LAYERS = [
     ["tasks", "metrics", "losses", "models", "teachers", "testbed"],
     ["evaluation", "training"],
     ["inputs"],
-    ["bases", "splits", "plan", "tuning", "report", "planning", "gate"],
+    ["bases", "splits", "chats", "plan", "tuning", "report", "planning", "gate"],
     ["steps"],
     ["predict", "teaching", "alone"],
     ["compare"],
