@@ -384,7 +384,8 @@ def job(command: str) -> None:
     try:
         main([command, *arguments])
     except SystemExit as ended:
-        if ended.code in (0, None):
+        # A fleet's 1 and 3 are answers.
+        if ended.code in (0, None) or (command == "run" and ended.code in (1, 3)):
             say_results(command, output_in(arguments))
         raise
 
