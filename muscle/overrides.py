@@ -46,7 +46,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {key}: the value is not YAML: {message_of(error)}") from None
     node, names, short = raw, key.split("."), {"task": "name"}
     if names[0] == FLEET and len(names) > 1 and isinstance(raw.get(FLEET), list):
-        node, names = _entry(raw[FLEET], key)
+        node, names = find_entry(raw[FLEET], key)
         short = SHORT
     *parents, last = names
     for name in parents:
@@ -62,8 +62,12 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     node[last] = value
 
 
-def _entry(entries: list[Any], key: str) -> tuple[dict[str, Any], list[str]]:
-    """The entry of a fleet that `adapters.NAME.a.b` is about, and the names a, b."""
+def find_entry(entries: list[Any], key: str) -> tuple[dict[str, Any], list[str]]:
+    """The entry of a fleet that `adapters.NAME.a.b` is about, and the names a, b.
+
+    Raises:
+        UserError: there is none of that name.
+    """
     rest = key.removeprefix(f"{FLEET}.")
     known = {str(one["name"]): one for one in entries if isinstance(one, dict) and "name" in one}
     # A name may hold dots itself.

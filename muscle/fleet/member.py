@@ -8,12 +8,13 @@ from typing import Any
 from muscle import copies, storage
 from muscle.artifacts import Store
 from muscle.compare import REPORT, WRITTEN
+from muscle.config import CompatibilityConfig
 from muscle.errors import UserError
 from muscle.fleet.deciding import best_pair
 from muscle.fleet.settings import Entry
 from muscle.models.adapters import WEIGHTS
 from muscle.pipeline import Launcher, Pipeline, numbers
-from muscle.plan import Step, make_plan
+from muscle.plan import Plan, Step, make_plan
 from muscle.results import Measured, Results, check_gate
 from muscle.tasks import Task, load_task
 from muscle.training.job import OnProgress, Progress
@@ -35,6 +36,7 @@ class Member:
     measured   what their answers say; None: not known
     gates      what the gate says of each pair that was judged
     failure    what went wrong, in one line
+    untrainable  why it can't have a compat adapter, if that is known beforehand
     published  whether its report is written
     """
 
@@ -45,6 +47,7 @@ class Member:
     measured: Measured | None = None
     gates: dict[str, dict[str, Any]] = field(default_factory=dict)
     failure: str | None = None
+    untrainable: str | None = None
     published: bool = False
 
     @property
@@ -131,9 +134,25 @@ def resolve(
                 f"{member.folder} holds a report that no run left: rename the adapter or choose "
                 "another --output"
             )
-        plan = make_plan(experiment, tasks.of(member.entry))
+        plan = _plan(member, tasks.of(member.entry))
         named = _named(member.name, on_progress)
         member.pipeline = Pipeline(plan, member.folder, launcher, named, store)
+
+
+def _plan(member: Member, task: Task) -> Plan:
+    """A member's plan. Where only old's teaching can't be, as with two tokenizers, old and new are
+    compared all the same, and what a compat adapter would meet is kept."""
+    experiment = member.entry.experiment
+    try:
+        return make_plan(experiment, task)
+    except UserError as error:
+        blind = CompatibilityConfig(mask="never-old")
+        try:
+            plan = make_plan(experiment.model_copy(update={"compatibility": blind}), task)
+        except UserError:
+            raise error from None
+        member.untrainable = str(error)
+        return replace(plan, experiment=experiment)
 
 
 def claim(member: Member) -> None:

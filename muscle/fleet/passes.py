@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from muscle import storage
-from muscle.config import VersionConfig
 from muscle.errors import SomeFailedError, UserError
 from muscle.fleet.member import Member, check_weights, reason_of
 from muscle.pipeline import Launcher
@@ -184,12 +183,11 @@ class Passes:
                 self.notes[f"caches are tried again one by one: {reason_of(error)}"] = None
 
     def _cache(self, group: Sequence[Cached]) -> None:
-        asks: dict[str, tuple[VersionConfig, list[TeacherAsk]]] = {}
+        asks: dict[TeacherBase, list[TeacherAsk]] = {}
         for *_, job in group:
             for base in job.bases:
-                key = base.base.model_dump_json()
-                asks.setdefault(key, (base.base, []))[1].extend(base.asks)
-        bases = tuple(TeacherBase(base, tuple(found)) for base, found in asks.values())
+                asks.setdefault(replace(base, asks=()), []).extend(base.asks)
+        bases = tuple(replace(base, asks=tuple(found)) for base, found in asks.items())
         together = replace(group[0][2], bases=bases)
         with self.workshop.leases([step for _, steps, _ in group for step in steps]):
             self.launcher.cache(together, self.on_progress)

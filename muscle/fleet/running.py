@@ -102,6 +102,8 @@ class FleetRun:
         for member in self.members:
             if member.pipeline is not None:
                 found += [f"{member.name}: {note}" for note in member.pipeline.plan.notes]
+                if member.untrainable is not None:
+                    found.append(f"{member.name} can have no compat adapter: {member.untrainable}")
             elif member.failure is not None:
                 found.append(f"{member.name} can't be resolved: {member.failure}")
         return found
@@ -143,6 +145,8 @@ class FleetRun:
         """Compat adapters, side by side; then what they change."""
         for member in members:
             with member.guarded():
+                if member.untrainable is not None:
+                    raise UserError(member.untrainable)
                 member.works.write_examples()
         self.passes.cache(_going(members))
         self.passes.train(_going(members), "compat-adapter", lambda m: m.works.train_compat())

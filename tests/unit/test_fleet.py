@@ -22,6 +22,7 @@ from muscle.evaluation.units import outstanding
 from muscle.fleet.running import Decided, FleetRun
 from muscle.fleet.settings import load_fleet
 from muscle.gate import judge, make_limits
+from muscle.teachers.job import TeacherJob
 from muscle.training.job import OnProgress, Progress, TrainJob
 
 SAFE, MENDED, BROKEN, UNSURE, NAN = 0, 1, 2, 3, 4
@@ -44,6 +45,7 @@ class Crew(Played):
         super().__init__(rule)
         self.loads: list[int] = []
         self.prepared = 0
+        self.caches: list[list[int]] = []
 
     def prepare(self, on_progress: OnProgress) -> None:
         self.prepared += 1
@@ -56,6 +58,10 @@ class Crew(Played):
     def evaluate(self, job: EvaluateJob, on_progress: OnProgress) -> tuple[str, ...]:
         self.loads.append(len(outstanding(job).units))
         return super().evaluate(job, on_progress)
+
+    def cache(self, job: TeacherJob, on_progress: OnProgress) -> None:
+        self.caches.append([len(base.asks) for base in job.bases])
+        super().cache(job, on_progress)
 
     @property
     def titles(self) -> list[str]:
@@ -355,6 +361,50 @@ def test_a_compat_that_fails_costs_only_what_needs_it(
     assert set(
         json.loads((output / "mended/report.json").read_text())["tasks"]["colours"]["pairs"]
     ) == {"old->new"}
+
+
+def test_teachers_that_read_the_same_examples_are_cached_in_one_pass(
+    common: dict[str, Any], tmp_path: Path
+) -> None:
+    crew, cached = Crew(), {**common, "resources": {"teachers": "cached"}}
+    other = entry("other", BROKEN, data_seed=5)  # another split
+    decided = sail(cached, (*FOUR[1:3], other), tmp_path / "out", crew)
+    assert crew.caches == [[2, 2], [1, 1]], "asks of old and of new"
+    assert decisions(decided) == {"mended": "move with compat", "broken": "stay", "other": "stay"}
+    assert len(list((tmp_path / "out").glob("artifacts/teacher/*/manifest.json"))) == 6
+
+
+class Forgetful(Crew):
+    """Can't cache several adapters' teachers at once."""
+
+    def cache(self, job: TeacherJob, on_progress: OnProgress) -> None:
+        if any(len(base.asks) > 1 for base in job.bases):
+            raise UserError("no room for two adapters")
+        super().cache(job, on_progress)
+
+
+def test_caches_that_fail_together_are_made_for_each_training(
+    common: dict[str, Any], tmp_path: Path
+) -> None:
+    crew, cached = Forgetful(), {**common, "resources": {"teachers": "cached"}}
+    decided = sail(cached, FOUR[1:3], tmp_path / "out", crew)
+    assert crew.caches == [[1, 1], [1, 1]]
+    assert decisions(decided) == {"mended": "move with compat", "broken": "stay"}
+
+
+def test_with_two_tokenizers_all_but_the_training_works(
+    common: dict[str, Any], tiny_models: dict[str, str], tmp_path: Path
+) -> None:
+    other, output, crew = {"model": tiny_models["other"]}, tmp_path / "out", Crew()
+    entries = [entry("safe", SAFE, new=other), entry("mended", MENDED, new=other)]
+    decided = sail(common, entries, output, crew)
+    assert decisions(decided) == {"safe": "move", "mended": "failed"}
+    assert "tokenizer" in reasons(decided)["mended"]
+    mended = decided.record["adapters"][1]
+    assert mended["pairs"]["old->new"]["nfr"] == 0.2 and mended["report"]
+    report = json.loads((output / "mended" / "report.json").read_text())
+    assert report["provenance"]["experiment"]["compatibility"]["mask"] == "student-wrong"
+    assert not [title for title in crew.titles if "compat" in title]
 
 
 def test_an_output_of_something_else_is_refused(common: dict[str, Any], tmp_path: Path) -> None:

@@ -14,22 +14,34 @@ ROOT = Path(muscle.__file__).parent
 # A module may import from its own layer and from layers above it in this list.
 LAYERS = [
     ["errors", "credentials", "types", "__init__"],
-    ["config", "settings", "overrides", "remote", "storage", "copies"],
-    ["experiment", "tables", "artifacts", "side"],
+    ["config", "settings", "task_config", "overrides", "remote", "storage", "copies"],
+    ["experiment", "released", "tables", "artifacts", "side"],
     ["tasks", "metrics", "losses", "models", "teachers", "testbed"],
     ["evaluation", "training"],
     ["inputs"],
-    ["bases", "splits", "chats", "plan", "tuning", "report", "planning", "gate"],
+    [
+        "bases",
+        "splits",
+        "chats",
+        "older",
+        "recipes",
+        "plan",
+        "tuning",
+        "report",
+        "planning",
+        "gate",
+    ],
     ["steps"],
     ["predict", "teaching", "alone", "served"],
     ["compare"],
     ["results"],
     ["pipeline", "evaluate", "promptings"],
+    ["release"],
     ["bench", "search", "trials", "tuned", "tune", "fleet"],
     ["display", "submission"],
     ["launch"],
     ["commands", "submitting"],
-    ["cli", "cli_jobs", "__main__"],
+    ["cli", "cli_flags", "cli_jobs", "cli_release", "__main__"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 
