@@ -7,6 +7,7 @@ from muscle import copies, storage
 from muscle.config import Experiment, VersionConfig
 from muscle.errors import UserError
 from muscle.losses.needs import different_tokenizers, needed_teachers
+from muscle.released import check_base
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,10 @@ class Base:
 def resolve_base(version: VersionConfig, name: str) -> Base:
     """A version pinned to what its files are now; errors say whose they are."""
     try:
-        return _resolve(version)
+        base = _resolve(version)
+        if version.release is not None:
+            check_base(version.release, base.fingerprint)
+        return base
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
 

@@ -192,13 +192,15 @@ class VersionConfig(Part):
     """One base model, and optionally a task adapter that already exists.
 
     `model` is a directory, a hub id, or `testbed:v1` / `testbed:v2`. `chat_template` is a Jinja
-    file that chats are rendered by; default: the tokenizer's own.
+    file that chats are rendered by; default: the tokenizer's own. `release` is the release.json
+    that the others were taken from (`muscle.released`), whose base they must find.
     """
 
     model: str
     revision: str | None = None
     adapter: str | None = None
     chat_template: str | None = None
+    release: str | None = None
 
 
 class AdapterConfig(Part):
@@ -276,7 +278,8 @@ class Experiment(Part):
 
     `noise_floor` says whether NFR between two seeds of old is measured too: true has old
     trained with a second seed (the next of `seeds`; seed + 1 where there is one), a text is the
-    directory of such an adapter.
+    directory of such an adapter. `also` are older releases, PATH or NAME=PATH, that answer too, so
+    that the report says what is lost since.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -294,6 +297,7 @@ class Experiment(Part):
     gate: GateConfig = GateConfig()
     report: ReportConfig = ReportConfig()
     noise_floor: bool | str = False
+    also: list[str] = Field(default=[])
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = Field(default=[0])
     compat_seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
     data_seed: Annotated[int, Field(ge=0)] = 0

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -13,6 +13,7 @@ from muscle.config import Evaluation, Experiment, TaskConfig
 from muscle.credentials import find_secret
 from muscle.errors import UserError
 from muscle.overrides import FLEET, Loader, apply_override, message_of
+from muscle.released import with_release, with_releases
 
 P = TypeVar("P", bound=BaseModel)
 
@@ -28,6 +29,7 @@ _PATHS = (
     "adapter",
     "model",
     "chat_template",
+    "release",
     "noise_floor",
     "must_keep",
     "waive",
@@ -66,7 +68,7 @@ def experiment_of(raw: dict[str, Any], file: Path, entry: str = "") -> Experimen
     """
     where = f"{file}: {entry}" if entry else str(file)
     try:
-        settings = expand(raw)
+        settings = with_releases(expand(raw), file.parent)
     except UserError as error:
         raise UserError(f"{entry}: {error}" if entry else error) from None
     return _locate(_validated(Experiment, settings, where), file.parent)
@@ -91,8 +93,14 @@ def check_raw(raw: dict[str, Any], file: Path, entry: str = "") -> None:
     Raises:
         UserError: unknown or invalid key.
     """
+    settings = expand(raw, lenient=True)
+    for name in ("old", "new"):
+        version = settings.get(name)
+        if isinstance(version, dict) and version.get("release") is not None:
+            # Read where it runs; what it stands for is a model in any case.
+            settings[name] = {"model": str(version["release"]), **version}
     try:
-        Experiment.model_validate(expand(raw, lenient=True))
+        Experiment.model_validate(settings)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False)
         inputs = [problem["input"] for problem in problems]
@@ -154,7 +162,8 @@ def given_settings(
 
     Args:
         tasks: names, several in one with commas, or YAML files.
-        models: NAME=BASE[+ADAPTER]; a BASE that isn't a path may end with @REVISION.
+        models: NAME=BASE[+ADAPTER], a BASE that isn't a path may end with @REVISION; or
+            NAME=release.json.
         chat_template: a Jinja file, by which all models read chats; other names are no file's.
 
     Raises:
@@ -179,7 +188,7 @@ def given_settings(
             raise UserError(f"--model {text!r}: write it as NAME=BASE or NAME=BASE+ADAPTER")
         if name in versions:
             raise UserError(f"--model: the name '{name}' is given twice")
-        versions[name] = _model(rest)
+        versions[name] = _model(rest, f"models.{name}")
         if is_template_file(chat_template):
             versions[name]["chat_template"] = chat_template
     return {"tasks": found, "models": versions}
@@ -190,12 +199,14 @@ def is_template_file(chat_template: str | None) -> bool:
     return chat_template is not None and os.path.isfile(chat_template)
 
 
-def _model(text: str) -> dict[str, str]:
-    """BASE[@REVISION][+ADAPTER]; an existing path may itself hold '+' or '@'."""
+def _model(text: str, name: str) -> dict[str, Any]:
+    """BASE[@REVISION][+ADAPTER] or a release.json; an existing path may itself hold '+' or '@'."""
+    if text.endswith(".json"):
+        return with_release({"release": text}, name, Path())
     base, plus, adapter = (text, "", "") if os.path.exists(text) else text.rpartition("+")
     if not plus:
         base = text
-    found = {"model": base}
+    found: dict[str, Any] = {"model": base}
     if not os.path.exists(base) and "@" in base:
         found["model"], _, found["revision"] = base.rpartition("@")
     return found | ({"adapter": adapter} if plus else {})
@@ -356,6 +367,8 @@ def _locate(settings: P, folder: Path) -> P:
             refuse_unfilled(value, f"setting '{key}'")
         if key == "deepspeed" and not str(value).endswith(".json"):
             return value
+        if key == "also" and isinstance(value, list):
+            return [_older_path(one, walk) for one in value]
         if key in _PATHS and isinstance(value, str) and value and "://" not in value:
             for candidate in (folder / value, Path(value).expanduser()):
                 if os.path.exists(candidate):  # unlike Path.exists: False for any odd string
@@ -363,3 +376,11 @@ def _locate(settings: P, folder: Path) -> P:
         return value
 
     return type(settings).model_validate(walk(settings.model_dump(), ""))
+
+
+def _older_path(text: str, walk: Callable[[str, str], Any]) -> str:
+    """PATH or NAME=PATH, the path found as other paths are."""
+    name, equals, path = text.partition("=")
+    if not equals or "/" in name:
+        return str(walk(text, "release"))
+    return f"{name}={walk(path, 'release')}"

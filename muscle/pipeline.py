@@ -234,7 +234,7 @@ class Pipeline:
 
     def wanted(self, versions: Sequence[Version] = VERSIONS) -> list[Wanted]:
         """These versions' predictions, to be asked in one pass with one pool for each base; old's
-        come with the noise floor."""
+        come with the noise floor and older releases."""
         several = len(self.experiment.runs) > 1
 
         def name(version: Version, run: Run) -> str:
@@ -255,7 +255,22 @@ class Pipeline:
         ]
         # What is another seed's old stands among the versions, and is asked once.
         asked = wanted_of(self.plan, name, self._adapter, versions)
-        return [*asked, *floor] if "old" in versions else asked
+        return [*asked, *floor, *self._wanted_older()] if "old" in versions else asked
+
+    def _wanted_older(self) -> list[Wanted]:
+        """The older releases' predictions, which come with old's."""
+        return [
+            Wanted(
+                step=step,
+                version=f"also-{older.label}",
+                task=self.plan.task,
+                queries=queries,
+                base=older.base,
+                adapter=older.adapter,
+                prompting=older.prompting,
+            )
+            for older, queries, step in self.plan.older
+        ]
 
     def _adapter_again(self, again: Again) -> str:
         """The directory of the second old's adapter."""
@@ -281,10 +296,11 @@ def claim_output(experiment: Experiment, output: str) -> None:
 def numbers(experiment: Experiment) -> dict[str, Any]:
     """What makes an experiment this one: all but where it runs.
 
-    A noise floor is no part of it: it adds numbers and changes none, so who wants one later
-    goes on in the same folder.
+    A noise floor is no part of it, nor are older releases: they add numbers and change none, so
+    who wants one later goes on in the same folder.
     """
-    return experiment.model_dump(mode="json", exclude={*ELSEWHERE, "assumed", "noise_floor"})
+    left_out = {*ELSEWHERE, "assumed", "noise_floor", "also"}
+    return experiment.model_dump(mode="json", exclude=left_out)
 
 
 def check_output(experiment: Experiment, output: str) -> None:

@@ -1,5 +1,6 @@
 """What a run leaves in its output folder: predictions, adapters with their cards, the report."""
 
+import shlex
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from muscle.predict import about_predictions, software
 from muscle.report import adapter_card, pick_examples
 from muscle.report.build import ReportOptions, report_of
 from muscle.report.examples import FlipExample
+from muscle.report.older import ALSO, with_older
 from muscle.side import Side, side_of
 from muscle.steps import Workshop
 from muscle.tables import read_predictions, write_predictions
@@ -150,6 +152,7 @@ class Results:
             rows[run[1]], sides[run[1]] = self._run(run)
         tasks = join_sides(sides)
         report = report_of(tasks, self._provenance(), self._options())
+        report = with_older(report, sides, self._older(), self._options())
         every = (p for versions in rows.values() for ps in versions.values() for p in ps)
         errors = Counter(p.error for p in every if p.error is not None)
         first = rows[self.experiment.runs[0][1]]
@@ -207,6 +210,22 @@ class Results:
             storage.upload(adapter, storage.join(self._place(run), AGAIN, "adapter"))
         artifact = self.workshop.artifact(again.predictions)
         return read_predictions(artifact.file("predictions.parquet"))
+
+    def _older(self) -> dict[int, dict[str, dict[str, Side]]]:
+        """The older releases' predictions, which they leave in also/: the same for all seeds."""
+        task, found = self.plan.task, {}
+        for older, _, step in self.plan.older:
+            settings, dtype = self.experiment.evaluation, self.experiment.scoring_dtype
+            made = about_predictions(
+                task, settings, dtype, older.base, older.called, chat=older.chat
+            )
+            about = {**made, "adapter": older.fingerprint, "release": older.version.release}
+            rows = read_predictions(self.workshop.artifact(step).file("predictions.parquet"))
+            path = storage.join(self.output, ALSO, older.label, f"{task.name}.parquet")
+            write_predictions(path, rows, about)
+            side = side_of(rows, f"also {older.label}", about)
+            found[older.label] = {task.name: without_instruction(side) if self._hidden else side}
+        return {run[1]: found for run in self.experiment.runs}
 
     def _about(self, version: Version, run: Run) -> dict[str, Any]:
         """How a version's predictions were made."""
@@ -298,4 +317,7 @@ def _command(experiment: Experiment) -> str:
     """What makes the run again: the output folder's own experiment.json is an experiment file."""
     floor = experiment.noise_floor
     text = floor if isinstance(floor, str) else str(floor).lower()
-    return "muscle run experiment.json" + ("" if floor is False else f" --set noise_floor={text}")
+    words = ["muscle run experiment.json"]
+    words += [] if floor is False else [f"--set noise_floor={text}"]
+    words += [f"--also {shlex.quote(older)}" for older in experiment.also]
+    return " ".join(words)

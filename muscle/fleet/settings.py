@@ -137,8 +137,9 @@ def entries_of(raw: Mapping[str, Any], file: Path) -> list[dict[str, Any]]:
 
 
 def merge(common: Any, own: Any) -> Any:
-    """`own` over `common`: mappings key by key, anything else replaced."""
-    if not isinstance(common, dict) or not isinstance(own, dict):
+    """`own` over `common`: mappings key by key, anything else replaced, and a version by an
+    entry's own release, which is all of it."""
+    if not isinstance(common, dict) or not isinstance(own, dict) or "release" in own:
         return own
     return common | {
         key: merge(common[key], value) if key in common else value for key, value in own.items()

@@ -10,6 +10,7 @@ from muscle.report import view
 from muscle.report.build import SCHEMA
 from muscle.report.example_rows import pick_flips
 from muscle.report.examples import FlipExample
+from muscle.report.older_view import older_views
 from muscle.report.private import without_instructions
 from muscle.report.text import markdown, one_line, p_value, percent, plain
 from muscle.report.verdict import excluded_lines, notes_view, verdict_view
@@ -155,6 +156,7 @@ def task_view(name: str, task: dict[str, Any]) -> dict[str, Any]:
         "excluded": excluded_lines(task),
         "tests": view.tests_in_words(task),
         "slices": list(significant_slices(task)),
+        "older": older_views(task),
     }
 
 

@@ -44,6 +44,8 @@ def _places(raw: dict[str, Any], prefix: str) -> Iterator[Place]:
         ("new.model", "model"),
         ("old.adapter", "adapter"),
         ("new.adapter", "adapter"),
+        ("old.release", "data"),
+        ("new.release", "data"),
         ("noise_floor", "adapter"),
         ("task.train", "data"),
         ("task.validation", "data"),
@@ -63,6 +65,10 @@ def _places(raw: dict[str, Any], prefix: str) -> Iterator[Place]:
         stage = setting == "resources.deepspeed" and not str(value).endswith(".json")
         if isinstance(value, str) and value and not stage:
             yield Place(prefix + setting, value, kind)
+    older = raw.get("also")
+    for value in older if isinstance(older, list) else ():
+        name, equals, path = str(value).partition("=")
+        yield Place(f"{prefix}also", path if equals and "/" not in name else str(value), "data")
 
 
 def get(raw: Any, setting: str) -> Any:
