@@ -138,8 +138,11 @@ def evaluate(
         bool, typer.Option("--fewshot-as-multiturn", help="Few-shot examples as turns of a chat.")
     ] = False,
     backend: Annotated[
-        str, typer.Option(help="What writes answers: transformers, continuous or vllm.")
+        str, typer.Option(help="What answers: transformers, continuous, vllm; openai: a server.")
     ] = "transformers",
+    base_url: Annotated[
+        list[str] | None, typer.Option(metavar="[NAME=]URL", help="Server of --backend openai.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     repeat: Annotated[
         int, typer.Option(help="Ask so often, and print what changes: the engine's own noise.")
@@ -164,6 +167,7 @@ def evaluate(
         "fewshot_as_multiturn": fewshot_as_multiturn,
     }
     settings["evaluation"] = {"limit": limit, "backend": backend, "dtype": dtype}
+    settings["evaluation"]["server"] = {"base_url": base_url or []}
     settings["repeat"] = repeat
     with stoppable():
         evaluate_models(settings, set_ or [], output, dry_run, address, debug)

@@ -20,13 +20,16 @@ from muscle.errors import UserError
 from muscle.evaluate import (
     Evaluated,
     Evaluating,
+    EvaluationPlan,
     check_evaluation_output,
     plan_evaluation,
+    served_evaluator,
 )
 from muscle.experiment import build_evaluation, load_experiment
 from muscle.fleet.settings import is_fleet, load_fleet
 from muscle.pipeline import Pipeline, check_output
 from muscle.plan import Plan, Step, make_plan
+from muscle.predict import Evaluator
 from muscle.report import print_examples, print_scores, print_table
 from muscle.report.text import one_line
 from muscle.results import Outcome, check_gate
@@ -162,12 +165,29 @@ def evaluate_models(
     if dry_run:
         show_steps("evaluation", plan.steps(), open_store(config.storage, output), console)
         return
-    writes = any(task.generates for task in plan.tasks.values())
-    backend = config.evaluation.backend if writes else "transformers"
-    with ray_launcher(config.resources, address, debug, backend) as launcher:
+    with evaluator(plan, address, debug) as launcher:
         with ProgressDisplay(console) as display:
             done = Evaluating(plan, output, launcher, display).run()
     show_evaluated(done, console)
+
+
+@contextmanager
+def evaluator(plan: EvaluationPlan, address: str | None, debug: bool) -> Iterator[Evaluator]:
+    """Who asks a plan's models: Ray's pools, or this process where servers have the models.
+
+    Raises:
+        UserError: a task that no server answers; nothing listens at the address.
+    """
+    config = plan.config
+    if config.evaluation.backend == "openai":
+        if address is not None:
+            raise UserError("--address names a Ray cluster, and backend 'openai' uses none")
+        yield served_evaluator(plan)
+        return
+    writes = any(task.generates for task in plan.tasks.values())
+    backend = config.evaluation.backend if writes else "transformers"
+    with ray_launcher(config.resources, address, debug, backend) as launcher:
+        yield launcher
 
 
 def tune_experiment(

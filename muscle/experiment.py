@@ -10,9 +10,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from muscle.config import Evaluation, Experiment, TaskConfig
-from muscle.credentials import find_secret
+from muscle.credentials import find_secret, know
 from muscle.errors import UserError
-from muscle.overrides import FLEET, Loader, apply_override, message_of
+from muscle.overrides import FLEET, Loader, apply_override, base_urls, message_of
 from muscle.released import with_release, with_releases
 
 P = TypeVar("P", bound=BaseModel)
@@ -220,6 +220,13 @@ def build_evaluation(settings: dict[str, Any], overrides: Sequence[str] = ()) ->
     """
     for override in overrides:
         apply_override(settings, override)
+    evaluation = settings.get("evaluation")
+    server = evaluation.get("server") if isinstance(evaluation, dict) else None
+    if isinstance(server, dict):
+        if isinstance(server.get("base_url"), list):  # as typed
+            server["base_url"] = base_urls(server["base_url"])
+        if isinstance(server.get("api_key_env"), str):
+            know(server["api_key_env"])
     return _validated(Evaluation, settings, "")
 
 

@@ -1,5 +1,7 @@
 """`--set a.b=value` on settings as they stand in a YAML file."""
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -82,3 +84,27 @@ def find_entry(entries: list[Any], key: str) -> tuple[dict[str, Any], list[str]]
 def message_of(error: Exception) -> str:
     """What an error says, in one line."""
     return " ".join(str(error).split())
+
+
+def base_urls(given: Sequence[str]) -> str | dict[str, str] | None:
+    """The value of `evaluation.server.base_url`: one URL, or NAME=URL for each model's name.
+
+    Raises:
+        UserError: both kinds, or several servers without names.
+    """
+    if not given:
+        return None
+    named = [re.match(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.*)", text, re.DOTALL) for text in given]
+    if len(given) == 1 and named[0] is None:
+        return given[0]
+    found: dict[str, str] = {}
+    for text, match in zip(given, named, strict=True):
+        if match is None:
+            raise UserError(
+                f"--base-url {text!r}: with several servers write each as NAME=URL, where NAME is "
+                "that of a --model"
+            )
+        if match[1] in found:
+            raise UserError(f"--base-url: the name '{match[1]}' is given twice")
+        found[match[1]] = match[2]
+    return found

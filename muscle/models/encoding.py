@@ -35,7 +35,7 @@ class Encoder:
         the join belongs to the continuation. An empty context is the prefix token (BOS,
         else EOS).
         """
-        moved = [_move_spaces(context, continuation) for context, continuation in texts]
+        moved = [move_spaces(context, continuation) for context, continuation in texts]
         with_special = _unique(
             text
             for (original, _), (context, rest) in zip(texts, moved, strict=True)
@@ -203,7 +203,8 @@ def _by_kind(
     return [next(of_chats if is_chat else others) for is_chat in chats]
 
 
-def _move_spaces(context: str, continuation: str) -> tuple[str, str]:
+def move_spaces(context: str, continuation: str) -> tuple[str, str]:
+    """The harness's rule: trailing spaces of the context count to the continuation."""
     kept = context.rstrip()
     return kept, context[len(kept) :] + continuation
 

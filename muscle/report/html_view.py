@@ -21,7 +21,7 @@ from muscle.report.closer import (
 )
 from muscle.report.older_view import older_views
 from muscle.report.page import flat
-from muscle.report.verdict import excluded_lines, notes_view, verdict_view
+from muscle.report.verdict import engine_line, excluded_lines, notes_view, verdict_view
 from muscle.types import VERSIONS
 
 MANY = 4
@@ -36,6 +36,7 @@ def page_view(report: Mapping[str, Any], gate: Mapping[str, Any] | None) -> dict
         "verdict": verdict_view(report, gate),
         "tasks": tasks,
         "notes": notes_view(report),
+        "engine": engine_line(report),
         "open": len(tasks) <= MANY,
         "overview": _overview(report),
         "charts": charts(report),

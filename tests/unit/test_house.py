@@ -14,7 +14,7 @@ ROOT = Path(muscle.__file__).parent
 # A module may import from its own layer and from layers above it in this list.
 LAYERS = [
     ["errors", "credentials", "types", "__init__"],
-    ["config", "settings", "overrides", "remote", "storage", "copies"],
+    ["config", "settings", "task_config", "overrides", "remote", "storage", "copies"],
     ["experiment", "released", "tables", "artifacts", "side"],
     ["tasks", "metrics", "losses", "models", "teachers", "testbed"],
     ["evaluation", "training"],
@@ -32,10 +32,10 @@ LAYERS = [
         "gate",
     ],
     ["steps"],
-    ["predict", "teaching", "alone"],
+    ["predict", "teaching", "alone", "served"],
     ["compare"],
     ["results"],
-    ["pipeline", "evaluate"],
+    ["pipeline", "evaluate", "promptings"],
     ["release"],
     ["bench", "search", "trials", "tuned", "tune", "fleet"],
     ["display", "submission"],
