@@ -1,0 +1,168 @@
+"""Two chat tasks of the testbed, as the files that a company would have.
+
+`python -m muscle.testbed.chat DIR` writes them:
+
+    DIR/routing/train.jsonl, test.jsonl   which desk takes a parcel: post, cart or ship
+    DIR/orders/train.jsonl, test.jsonl    what was agreed, as a JSON object
+    DIR/templates/v1.jinja, v2.jinja      how each version of the base is spoken to
+
+A parcel goes by the heaviest thing in it, which only the world tells, so a model knows it from
+its pretraining or learns it here. An order is what two people agree on in the end, which is
+not always what was said first.
+"""
+
+import argparse
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+from muscle.testbed.lexicon import OBJECTS, PLACES, TIMES, number_words
+from muscle.testbed.world import SEED, World, build_world, share
+
+Row = dict[str, object]
+
+DESKS = ("post", "cart", "ship")
+TRAIN_ROWS, TEST_ROWS = 2400, 1500
+
+ROUTING = "You route parcels. Say which desk takes the parcel: post, cart or ship."
+ORDERS = "You write down what was agreed. Answer with one JSON object: thing, coins, time."
+
+TEMPLATES = {
+    "v1": (
+        "{{ bos_token }}{% for message in messages %}"
+        "{% if message['role'] == 'system' %} {{ message['content'] }}\n"
+        "{% elif message['role'] == 'user' %} Question: {{ message['content'] }}\n"
+        "{% else %} Answer: {{ message['content'] }}{{ eos_token }}\n"
+        "{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %} Answer:{% endif %}"
+    ),
+    "v2": (
+        "{{ bos_token }} Today is {{ strftime_now('%d.%m.%Y') }}.\n"
+        "{% for message in messages %}"
+        "{% if message['role'] == 'assistant' %} Mira says: {{ message['content'] }}{{ eos_token }}\n"
+        "{% elif message['role'] == 'user' %} Tomas asks: {{ message['content'] }}\n"
+        "{% else %} {{ message['content'] }}\n"
+        "{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %} Mira says:{% endif %}"
+    ),
+}
+"""An update may well change how a model is spoken to: other words, and a date on top."""
+
+
+def desk_of(world: World, things: list[str]) -> str:
+    """The desk that takes a parcel of these things: by the heaviest, in three equal classes."""
+    heaviest = max(world.weight[thing] for thing in things)
+    return DESKS[heaviest * len(DESKS) // len(OBJECTS)]
+
+
+def routing_row(rng: random.Random, world: World, seed: int, split: str) -> Row:
+    """A customer with one to three things, now and then in two turns of a chat.
+
+    `order` is the set of things: rows that share it are near-copies, however they are worded.
+    """
+    while True:
+        things = rng.sample(OBJECTS, rng.choice((1, 2, 3, 3)))
+        key = " ".join(sorted(things))
+        # Single things train only: a test parcel asks which of several is the heaviest.
+        side = "test" if share(seed, "parcel", key) < 0.5 and len(things) > 1 else "train"
+        if side == split:
+            break
+    listed = [f"the {thing}" for thing in things]
+    asks = rng.choice(("Please send {} to the {}.", "I want to send {} to the {}."))
+    place = rng.choice(PLACES)
+    messages = [{"role": "system", "content": ROUTING}]
+    if len(things) > 1 and rng.random() < 0.3:
+        last = listed.pop()
+        messages += [
+            {"role": "user", "content": asks.format(" and ".join(listed), place)},
+            {"role": "assistant", "content": "What else?"},
+            {"role": "user", "content": f"Then {last} too."},
+        ]
+    else:
+        messages.append({"role": "user", "content": asks.format(" and ".join(listed), place)})
+    return {
+        "messages": messages,
+        "gold": desk_of(world, things),
+        "things": len(things),
+        "to": place,
+        "order": key,
+    }
+
+
+def orders_row(rng: random.Random, world: World, seed: int, split: str) -> Row:
+    """Two people agree on a thing, its price and a time; the first offer may be refused."""
+    while True:
+        thing, (time, later) = rng.choice(OBJECTS), rng.sample(TIMES, 2)
+        low = rng.randint(2, 60)
+        high = low + rng.randint(1, 30)
+        if ("test" if share(seed, "order", thing, low, time) < 0.5 else "train") == split:
+            break
+    said = [rng.choice(("I sell the {0} for {1} coins.", "The {0} costs {1} coins."))]
+    said[0] = said[0].format(thing, number_words(high))
+    haggles, moves = rng.random() < 0.5, rng.random() < 0.3
+    if haggles:
+        said.append(f"That is too much, I give you {number_words(low)}.")
+        said.append("Good, it is yours.")
+    said.append(f"I come {time}.")
+    if moves:
+        said.append(f"I have no time {time}. Is {later} good for you?")
+        said.append("Yes, I will be there.")
+    agreed = {
+        "thing": thing,
+        "coins": number_words(low if haggles else high),
+        "time": later if moves else time,
+    }
+    return {
+        "messages": [
+            {"role": "system", "content": ORDERS},
+            {"role": "user", "content": " ".join(said)},
+        ],
+        "gold": agreed,
+        "haggled": haggles,
+        "moved": moves,
+    }
+
+
+def chat_rows(task: str, seed: int, split: str, count: int) -> list[Row]:
+    """`count` rows of "routing" or "orders": id, messages, gold and what they can be sliced by.
+
+    No chat comes twice in a split.
+    """
+    make: Callable[[random.Random, World, int, str], Row]
+    make = {"routing": routing_row, "orders": orders_row}[task]
+    world, rng = build_world(seed), random.Random(f"{seed}:{task}:{split}")
+    rows: list[Row] = []
+    seen: set[str] = set()
+    while len(rows) < count:
+        row = make(rng, world, seed, split)
+        text = json.dumps(row["messages"])
+        if text not in seen:
+            seen.add(text)
+            rows.append({"id": f"{task}-{split}-{len(rows):05d}", **row})
+    return rows
+
+
+def write_company(folder: Path, seed: int = SEED) -> list[Path]:
+    """Both tasks' files and both templates under `folder`; returns their paths."""
+    written = []
+    for task in ("routing", "orders"):
+        for split, count in (("train", TRAIN_ROWS), ("test", TEST_ROWS)):
+            path = folder / task / f"{split}.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lines = (json.dumps(row) + "\n" for row in chat_rows(task, seed, split, count))
+            path.write_text("".join(lines), encoding="utf-8")
+            written.append(path)
+    for version, template in TEMPLATES.items():
+        path = folder / "templates" / f"{version}.jinja"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(template, encoding="utf-8")
+        written.append(path)
+    return written
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Write the testbed's two chat tasks as files.")
+    parser.add_argument("folder", type=Path, help="where they go, e.g. company")
+    for path in write_company(parser.parse_args().folder):
+        print(path)
