@@ -5,7 +5,7 @@ For machines that have torch, transformers and peft only, and for tests.
 
 from collections.abc import Mapping, Sequence
 
-from muscle.errors import UserError
+from muscle.errors import SomeFailedError, UserError
 from muscle.evaluation.job import EvaluateJob
 from muscle.evaluation.units import WorkerBrokenError, answer_unit, outstanding
 from muscle.teachers.job import TeacherJob
@@ -24,11 +24,24 @@ class Alone:
         """Nothing to connect to."""
 
     def train(self, jobs: Sequence[TrainJob], on_progress: OnProgress) -> None:
-        """Train one adapter after the other with `PlainEngine`."""
+        """Train one adapter after the other with `PlainEngine`; one that fails stops no other.
+
+        Raises:
+            UserError: what was wrong with the one job.
+            SomeFailedError: the same, of several jobs.
+        """
         from muscle.training.loop import train_alone
 
+        failures: dict[str, UserError] = {}
         for job in jobs:
-            train_alone(job, on_progress, self.device)
+            try:
+                train_alone(job, on_progress, self.device)
+            except UserError as error:
+                if len(jobs) == 1:
+                    raise
+                failures[job.title] = error
+        if failures:
+            raise SomeFailedError(failures)
 
     def cache(self, job: TeacherJob, on_progress: OnProgress) -> None:
         """Write what is missing of the teachers' hidden states, one base after the other."""

@@ -88,6 +88,11 @@ class Store:
         self._verified.pop((step, key), None)
         return self.find(step, key)
 
+    def forget(self, step: str, key: str) -> None:
+        """Let an artifact be made again: without its manifest it is none."""
+        self._verified.pop((step, key), None)
+        storage.remove(storage.join(self.folder(step, key), "manifest.json"))
+
     def new_attempt(self, step: str, key: str) -> str:
         """A fresh folder for an attempt at this artifact."""
         return storage.join(self.folder(step, key), f"attempt-{uuid.uuid4().hex[:8]}")

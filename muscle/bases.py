@@ -7,6 +7,7 @@ from muscle import copies, storage
 from muscle.config import Experiment, VersionConfig
 from muscle.errors import UserError
 from muscle.losses.needs import different_tokenizers, needed_teachers
+from muscle.released import check_base
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,10 @@ class Base:
 def resolve_base(version: VersionConfig, name: str) -> Base:
     """A version pinned to what its files are now; errors say whose they are."""
     try:
-        return _resolve(version)
+        base = _resolve(version)
+        if version.release is not None:
+            check_base(version.release, base.fingerprint)
+        return base
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
 
@@ -83,12 +87,26 @@ def check_tokenizers(experiment: Experiment) -> str:
 
     Returns the fingerprint of new's, by which both teachers read.
     """
-    from muscle.models.fingerprint import fingerprint_tokenizer, same_tokenizer
+    from muscle.models.fingerprint import fingerprint_tokenizer, same_ids
     from muscle.models.load import load_tokenizer
 
     old, new = (load_tokenizer(v.model, v.revision) for _, v in versions_of(experiment))
     if "old" in needed_teachers(experiment.compatibility):
-        reason = same_tokenizer(old, new)
+        reason = same_ids(old, new)
         if reason is not None:
             raise UserError(different_tokenizers(reason))
     return fingerprint_tokenizer(new)
+
+
+def vocabulary_notes(experiment: Experiment) -> tuple[str, ...]:
+    """What a user should know where old and new share ids but not all of them; only where old
+    teaches."""
+    from muscle.models.fingerprint import vocabulary_note
+    from muscle.models.load import load_tokenizer
+
+    if "old" not in needed_teachers(experiment.compatibility):
+        return ()
+    note = vocabulary_note(
+        *(load_tokenizer(v.model, v.revision) for _, v in versions_of(experiment))
+    )
+    return () if note is None else (note,)

@@ -12,7 +12,7 @@ from muscle.artifacts import Store
 from muscle.config import CompatibilityConfig
 from muscle.metrics.pairing import Predictions
 from muscle.pipeline import Launcher, Pipeline
-from muscle.plan import Plan, Run, Step, predictions_step, vary
+from muscle.plan import PerBase, Plan, Run, Step, asked_of, predictions_step, vary
 from muscle.predict import Predictor, Wanted, wanted_of
 from muscle.splits import tuning_halves
 from muscle.steps import Workshop
@@ -30,11 +30,11 @@ LOOK = 128
 
 @dataclass(frozen=True)
 class Part:
-    """Some examples: the task that asks and judges them, and the step of their queries."""
+    """Some examples: the task that asks and judges them, and the steps of their queries."""
 
     name: str
     task: Task
-    queries: Step
+    asked: PerBase
     n: int
 
 
@@ -53,7 +53,9 @@ def tuning_parts(plan: Plan) -> Parts:
     Raises:
         UserError: no training split, a half would be empty, a row that can't be rendered.
     """
-    a, b = ([e.id for e in half] for half in tuning_halves(plan.experiment, plan.task))
+    template = None if plan.chats is None else plan.chats.new
+    halves = tuning_halves(plan.experiment, plan.task, template)
+    a, b = ([e.id for e in half] for half in halves)
     # Spread over the half: files are often sorted.
     look = a[:: max(1, len(a) // LOOK)][:LOOK]
     return Parts(_part("half A", plan, a), _part("half B", plan, b), _part("a look", plan, look))
@@ -61,8 +63,7 @@ def tuning_parts(plan: Plan) -> Parts:
 
 def _part(name: str, plan: Plan, ids: Sequence[str]) -> Part:
     task = plan.task.on_training(ids)
-    queries = Step("queries", f"questions of {name}", {"task": task.evaluation_fingerprint()})
-    return Part(name, task, queries, len(ids))
+    return Part(name, task, asked_of(task, plan.chats, f"questions of {name}"), len(ids))
 
 
 class Bench:
@@ -77,7 +78,7 @@ class Bench:
         self.pipeline = Pipeline(plan, output, launcher, on_progress)
         self.store: Store = self.pipeline.store
         self.workshop: Workshop = self.pipeline.workshop
-        self.test = Part("the test split", plan.task, plan.queries, 0)
+        self.test = Part("the test split", plan.task, plan.asked, 0)
         whole = self.experiment.evaluation.model_copy(update={"limit": None})
         self._on_tuning = Predictor(
             self.workshop,
@@ -89,7 +90,7 @@ class Bench:
 
     def laid_out(self, settings: CompatibilityConfig, part: Part) -> Plan:
         """The plan of a candidate that is judged by a part's examples."""
-        return vary(self.plan, settings, part.task, part.queries)
+        return vary(self.plan, settings, part.task, part.asked)
 
     def pipeline_of(self, plan: Plan) -> Pipeline:
         """The pipeline of a candidate's plan, in the same store."""
@@ -161,13 +162,14 @@ class Bench:
             f"look after {epoch} epochs",
             self.plan.new,
             f"{trained.key} after {epoch} epochs",
-            part.queries,
+            part.asked.new,
             predictor.evaluation,
             predictor.dtype,
         )
         output = storage.join(self.store.folder(trained.kind, trained.key), f"look-{epoch}")
         name = f"look-{epoch}-{run[0]}-{run[1]}"
-        return Wanted(step, name, part.task, part.queries, self.plan.new, output)
+        prompting = self.plan.prompting_of("compat")
+        return Wanted(step, name, part.task, part.asked.new, self.plan.new, output, prompting)
 
     def teachers(self, part: Part, run: Run) -> dict[Version, list[Prediction]]:
         """What old and new predicted on a part."""

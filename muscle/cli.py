@@ -8,10 +8,30 @@ from typing import Annotated
 
 import typer
 
+from muscle.cli_flags import (
+    Again,
+    Also,
+    Column,
+    Common,
+    Excess,
+    Filter,
+    Gain,
+    Groups,
+    Id,
+    MustKeep,
+    Nfr,
+    Only,
+    Pair,
+    Relative,
+    Slices,
+    Texts,
+    Waive,
+)
 from muscle.cli_jobs import jobs, submit
+from muscle.cli_release import check_adapter, release
 from muscle.errors import UserError
 
-VERDICTS = {"gate", "compare"}
+VERDICTS = {"gate", "compare", "check-adapter", "release"}
 """Commands whose exit code is a verdict: Python's own 1 for a traceback would read "fail"."""
 OUR_FAILURE = 70
 UNREAD = 74
@@ -49,59 +69,6 @@ Address = Annotated[
     str | None, typer.Option(help="A Ray cluster; default RAY_ADDRESS, else this machine.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the settings and steps, do nothing.")]
-# The flags of `muscle compare` and `muscle gate`.
-Column = Annotated[str | None, typer.Option(metavar="COLUMN", help="Plain files; see `--id`.")]
-Id = Annotated[
-    str | None,
-    typer.Option(
-        "--id",
-        metavar="COLUMN",
-        help="How columns of plain files are called: ids (default id), right or wrong (correct), "
-        "scores (score), answers (prediction), right answers (gold), questions (question), tasks.",
-    ),
-]
-Slices = Annotated[
-    list[str] | None,
-    typer.Option("--slice", metavar="COLUMN[=VALUE]", help="These slices too; repeat."),
-]
-Groups = Annotated[
-    list[str] | None, typer.Option(metavar="NAME=TASK,TASK", help="Tasks taken together; repeat.")
-]
-Only = Annotated[list[str] | None, typer.Option(help="Only this task; repeat.")]
-Filter = Annotated[
-    str | None, typer.Option("--filter", help="Sample logs: the harness's filter; default: first.")
-]
-Again = Annotated[
-    str | None, typer.Option(metavar="OLD2", help="Old, trained again with another seed.")
-]
-Common = Annotated[
-    bool, typer.Option("--common", help="Where the examples differ: compare those that all have.")
-]
-Texts = Annotated[
-    str, typer.Option(help="Examples' texts: on the page, in all files, or none anywhere.")
-]
-Nfr = Annotated[
-    str | None, typer.Option(metavar="SHARE", help="Negative flip rate at most: 0.02 or 2%.")
-]
-Excess = Annotated[
-    str | None,
-    typer.Option(metavar="SHARE", help="NFR beyond the noise floor (two old seeds) at most."),
-]
-Relative = Annotated[
-    str | None, typer.Option(metavar="SHARE", help="NFR / (acc1 (1 - acc2)) at most.")
-]
-Gain = Annotated[
-    str | None, typer.Option(metavar="SHARE", help="Score gained at least; may be negative.")
-]
-MustKeep = Annotated[
-    str | None, typer.Option(metavar="FILE", help="Ids that may not flip, one on each line.")
-]
-Waive = Annotated[
-    str | None, typer.Option(metavar="FILE", help="YAML: flips allowed (id, reason, until).")
-]
-Pair = Annotated[
-    str | None, typer.Option(help="What limits are for: old->compat if it is there, else old->new.")
-]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback and Ray's logs.")]
 
 
@@ -125,23 +92,28 @@ def muscle(
 
 @app.command()
 def run(
-    experiment: Annotated[Path, typer.Argument(help="The experiment, a YAML file.")],
+    experiment: Annotated[Path, typer.Argument(help="The experiment or the fleet, a YAML file.")],
     set_: Overrides = None,
     output: Annotated[
         str | None, typer.Option(help="Where results go; default runs/NAME. Any fsspec path.")
     ] = None,
+    also: Also = None,
     dry_run: DryRun = False,
     address: Address = None,
     debug: Debug = False,
 ) -> None:
     """Train old, new and compat, evaluate all three, write the regression report.
 
-    Run it again to go on from where it stopped.
+    Run it again to go on from where it stopped. With a file of many adapters it decides for each
+    whether it can move; exit code 0: all; 1: some stay or failed; 3: not enough evidence.
     """
+    from muscle.cli_release import also_override
     from muscle.commands import run_experiment
 
     with stoppable():
-        run_experiment(experiment, set_ or [], output, dry_run, address, debug)
+        overrides = [*(set_ or []), *also_override(also)]
+        code = run_experiment(experiment, overrides, output, dry_run, address, debug)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -158,15 +130,19 @@ def evaluate(
         bool, typer.Option("--apply-chat-template", help="Speak through the chat template.")
     ] = False,
     chat_template: Annotated[
-        str | None, typer.Option(help="The same, with the template of this name.")
+        str | None,
+        typer.Option(help="The same, with the template of this name; of chats: a Jinja file."),
     ] = None,
     system_instruction: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
     fewshot_as_multiturn: Annotated[
         bool, typer.Option("--fewshot-as-multiturn", help="Few-shot examples as turns of a chat.")
     ] = False,
     backend: Annotated[
-        str, typer.Option(help="What writes answers: transformers, continuous or vllm.")
+        str, typer.Option(help="What answers: transformers, continuous, vllm; openai: a server.")
     ] = "transformers",
+    base_url: Annotated[
+        list[str] | None, typer.Option(metavar="[NAME=]URL", help="Server of --backend openai.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     repeat: Annotated[
         int, typer.Option(help="Ask so often, and print what changes: the engine's own noise.")
@@ -181,15 +157,17 @@ def evaluate(
     Run it again to go on from where it stopped.
     """
     from muscle.commands import evaluate_models
-    from muscle.experiment import given_settings
+    from muscle.experiment import given_settings, is_template_file
 
-    settings = given_settings(task, model, include_path, num_fewshot)
+    settings = given_settings(task, model, include_path, num_fewshot, chat_template)
+    named = None if is_template_file(chat_template) else chat_template
     settings["prompting"] = {
-        "apply_chat_template": chat_template or apply_chat_template,
+        "apply_chat_template": named or apply_chat_template,
         "system_instruction": system_instruction,
         "fewshot_as_multiturn": fewshot_as_multiturn,
     }
     settings["evaluation"] = {"limit": limit, "backend": backend, "dtype": dtype}
+    settings["evaluation"]["server"] = {"base_url": base_url or []}
     settings["repeat"] = repeat
     with stoppable():
         evaluate_models(settings, set_ or [], output, dry_run, address, debug)
@@ -258,6 +236,7 @@ def compare(
     *,
     output: Annotated[str, typer.Option(help="A folder for the report. Any fsspec path.")],
     noise_floor: Again = None,
+    also: Also = None,
     task: Only = None,
     metric: Annotated[str | None, typer.Option(help="The metric that decides.")] = None,
     filter_: Filter = None,
@@ -341,6 +320,8 @@ def gate(
 
 
 app.command()(submit)
+app.command()(release)
+app.command("check-adapter")(check_adapter)
 app.add_typer(jobs, name="jobs")
 
 
@@ -403,7 +384,8 @@ def job(command: str) -> None:
     try:
         main([command, *arguments])
     except SystemExit as ended:
-        if ended.code in (0, None):
+        # A fleet's 1 and 3 are answers.
+        if ended.code in (0, None) or (command == "run" and ended.code in (1, 3)):
             say_results(command, output_in(arguments))
         raise
 

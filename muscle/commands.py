@@ -20,12 +20,16 @@ from muscle.errors import UserError
 from muscle.evaluate import (
     Evaluated,
     Evaluating,
+    EvaluationPlan,
     check_evaluation_output,
     plan_evaluation,
+    served_evaluator,
 )
 from muscle.experiment import build_evaluation, load_experiment
+from muscle.fleet.settings import is_fleet, load_fleet
 from muscle.pipeline import Pipeline, check_output
 from muscle.plan import Plan, Step, make_plan
+from muscle.predict import Evaluator
 from muscle.report import print_examples, print_scores, print_table
 from muscle.report.text import one_line
 from muscle.results import Outcome, check_gate
@@ -33,6 +37,7 @@ from muscle.teaching import Teaching
 from muscle.training.settings import check_settings
 
 if TYPE_CHECKING:
+    from muscle.fleet.running import FleetRun
     from muscle.launch.ray_launcher import RayLauncher
     from muscle.search import SearchPlan
 
@@ -61,12 +66,16 @@ def run_experiment(
     dry_run: bool,
     address: str | None,
     debug: bool,
-) -> None:
+) -> int:
     """`muscle run`: plan, then run or show what would run.
+
+    Returns the exit code: 0, or a fleet's.
 
     Raises:
         UserError: whatever a user can mend.
     """
+    if is_fleet(file, overrides):
+        return run_fleet(file, overrides, output, dry_run, address, debug)
     experiment = checked_experiment(file, overrides)
     output = output or f"runs/{experiment.name}"
     check_output(experiment, output)
@@ -77,12 +86,62 @@ def run_experiment(
     show_notes(plan.notes, console)
     if dry_run:
         show_plan(plan, output, console)
-        return
+        return 0
     backend = experiment.evaluation.backend
     with ray_launcher(experiment.resources, address, debug, backend) as launcher:
         with ProgressDisplay(console) as display:
             outcome = Pipeline(plan, output, launcher, display).run()
     show_outcome(outcome, console)
+    return 0
+
+
+def run_fleet(
+    file: Path,
+    overrides: Sequence[str],
+    output: str | None,
+    dry_run: bool,
+    address: str | None,
+    debug: bool,
+) -> int:
+    """`muscle run` with a fleet's file.
+
+    Returns the exit code: 0, every adapter can move; 1, one stays or failed; 3, of one not
+    enough is known.
+
+    Raises:
+        UserError: whatever a user can mend in the file, or no adapter that can be resolved.
+    """
+    from muscle.fleet.running import FleetRun
+    from muscle.report.fleet import print_fleet
+
+    fleet = load_fleet(file, overrides)
+    output = output or f"runs/{fleet.name}"
+    console = Console()
+    backend = fleet.entries[0].experiment.evaluation.backend
+    with ray_launcher(fleet.resources, address, debug, backend) as launcher:
+        with ProgressDisplay(console) as display:
+            run = FleetRun(fleet, output, launcher, display)
+            run.resolve()
+            decided = None if dry_run else run.run()
+    show_notes(run.remarks(), console)
+    if decided is None:
+        show_fleet(run, output, console)
+        return 0
+    show_notes(decided.notes, console)
+    print_fleet(decided.record, console)
+    for path in decided.paths:
+        console.print(path, highlight=False, markup=False, soft_wrap=True)
+    return decided.exit_code
+
+
+def show_fleet(run: "FleetRun", output: str, console: Console) -> None:
+    """Print for every adapter of a fleet what would run."""
+    table = Table("adapter", "task", "to train", "to ask", title="what is missing")
+    for name, task, trainings, asked in run.missing():
+        table.add_row(*(escape(one_line(cell, 200)) for cell in (name, task, trainings, asked)))
+    console.print(table)
+    console.print("compat adapters: where the gate fails for new, or always, as each entry says")
+    console.print(f"results would go to {output}", highlight=False, markup=False)
 
 
 def evaluate_models(
@@ -106,12 +165,29 @@ def evaluate_models(
     if dry_run:
         show_steps("evaluation", plan.steps(), open_store(config.storage, output), console)
         return
-    writes = any(task.generates for task in plan.tasks.values())
-    backend = config.evaluation.backend if writes else "transformers"
-    with ray_launcher(config.resources, address, debug, backend) as launcher:
+    with evaluator(plan, address, debug) as launcher:
         with ProgressDisplay(console) as display:
             done = Evaluating(plan, output, launcher, display).run()
     show_evaluated(done, console)
+
+
+@contextmanager
+def evaluator(plan: EvaluationPlan, address: str | None, debug: bool) -> Iterator[Evaluator]:
+    """Who asks a plan's models: Ray's pools, or this process where servers have the models.
+
+    Raises:
+        UserError: a task that no server answers; nothing listens at the address.
+    """
+    config = plan.config
+    if config.evaluation.backend == "openai":
+        if address is not None:
+            raise UserError("--address names a Ray cluster, and backend 'openai' uses none")
+        yield served_evaluator(plan)
+        return
+    writes = any(task.generates for task in plan.tasks.values())
+    backend = config.evaluation.backend if writes else "transformers"
+    with ray_launcher(config.resources, address, debug, backend) as launcher:
+        yield launcher
 
 
 def tune_experiment(

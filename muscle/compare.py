@@ -23,8 +23,10 @@ from muscle.inputs.versions import (
     Paths,
     common_name,
     file_hashes,
+    find_older,
     find_versions,
     known_groups,
+    older_hashes,
     open_versions,
     without_instructions,
 )
@@ -32,6 +34,7 @@ from muscle.metrics.pairing import JoinedTask, join_sides
 from muscle.metrics.slice_columns import check_columns
 from muscle.report.build import ReportOptions, report_of
 from muscle.report.console import SteadyConsole
+from muscle.report.older import labelled, with_older
 from muscle.report.text import one_line
 from muscle.side import Side
 
@@ -60,6 +63,7 @@ class Comparison:
 
     old, new, compat, noise_floor  a path, or one per seed with commas between them; without
         `new`, `old` is the output folder of a run, with the versions in it
+    also  older releases' predictions, each PATH or NAME=PATH
     """
 
     old: str
@@ -67,6 +71,7 @@ class Comparison:
     compat: str | None = None
     output: str = ""
     noise_floor: str | None = None
+    also: tuple[str, ...] = ()
     task: tuple[str, ...] = ()
     metric: str | None = None
     filter: str | None = None
@@ -150,9 +155,11 @@ def compare(request: Comparison, console: Console) -> int:
     paths = find_versions(request.old, request.new, request.compat, request.noise_floor)
     with console.status("reading predictions"):
         opened = open_versions(paths, request.asked(paths))
+        older_paths = find_older(labelled(request.also, "--also"), paths)
+        older = open_versions(older_paths, request.asked(paths))
         if text == "none":
-            opened = without_instructions(opened)
-        hashes = file_hashes(opened)
+            opened, older = without_instructions(opened), without_instructions(older)
+        hashes = older_hashes(older, opened, file_hashes(opened))
         tasks = join_sides(opened, common=request.common)
     _refuse_nothing(tasks)
     if limits is not None:
@@ -168,7 +175,8 @@ def compare(request: Comparison, console: Console) -> int:
         groups=known_groups(opened) | _checked_groups(groups, tasks),
     )
     with console.status("counting flips"):
-        report = report_of(tasks, _provenance(request, opened, hashes), options)
+        report = report_of(tasks, _provenance(request, opened, older, hashes), options)
+        report = with_older(report, opened, older, options, request.common)
     # All files before the first line: a reader that closes its pipe early stops nothing.
     with console.status("writing the report"):
         write_numbers(request.output, tasks, report, text)
@@ -311,11 +319,14 @@ def _refuse_nothing(tasks: Mapping[str, JoinedTask]) -> None:
         )
 
 
-def _provenance(request: Comparison, opened: Opened, hashes: Mapping[str, str]) -> dict[str, Any]:
+def _provenance(
+    request: Comparison, opened: Opened, older: Opened, hashes: Mapping[str, str]
+) -> dict[str, Any]:
     """Where the numbers come from; nothing in it changes between equal comparisons."""
     inputs: dict[str, Any] = {}
     for seed, versions in opened.items():
-        for version, sides in versions.items():
+        also = {f"also {label}": sides for label, sides in older[seed].items()}
+        for version, sides in {**versions, **also}.items():
             name = f"{version} (seed {seed})" if len(opened) > 1 else version
             inputs[name] = {task: _input(side, hashes) for task, side in sides.items()}
     return {

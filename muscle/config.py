@@ -24,10 +24,12 @@ from muscle.settings import (
     RangeConfig,
     ReportConfig,
     ResourcesConfig,
+    ServerConfig,
     SpaceConfig,
     TrackingConfig,
     TuningConfig,
 )
+from muscle.task_config import DataFiles, TaskConfig
 
 __all__ = [
     "TUNING_FRACTION",
@@ -45,6 +47,7 @@ __all__ = [
     "RangeConfig",
     "ReportConfig",
     "ResourcesConfig",
+    "ServerConfig",
     "SpaceConfig",
     "TaskConfig",
     "TrackingConfig",
@@ -54,94 +57,19 @@ __all__ = [
 ]
 
 
-class DataFiles(Part):
-    """Local or remote JSONL(.gz)/Parquet files that stand in for a task's hub data set."""
-
-    train: str | None = None
-    validation: str | None = None
-    test: str | None = None
-
-    def given(self) -> dict[str, str]:
-        """The splits that have a file."""
-        return {k: v for k, v in self.model_dump().items() if v is not None}
-
-
-class TaskConfig(Part):
-    """A harness task by name, or the user's own files.
-
-    Harness task: `name`, optionally `data_files` (local copies of its splits) and
-    `include_path` (a folder of harness YAMLs). Own files: `train`, `test`, `prompt`
-    (Jinja over the row's fields) and either `choices` (texts, or the name of a field
-    that holds a list) with `target` naming the gold (its text or index), or `target`
-    alone for generated answers.
-    """
-
-    name: str
-    # harness task
-    data_files: DataFiles | None = None
-    include_path: str | None = None
-    num_fewshot: int | None = Field(default=None, ge=0)
-    # own files
-    train: str | None = None
-    test: str | None = None
-    prompt: str | None = None
-    target: str | None = None
-    choices: list[str] | str | None = None
-    until: list[str] | None = None  # where a generated answer ends; default: a line break
-    # both
-    max_gen_toks: Positive | None = None
-    metric: str | None = None
-    filter: str | None = None
-
-    @field_validator("name")
-    @classmethod
-    def _name_is_a_file_name(cls, name: str) -> str:
-        # The name becomes `<version>/<name>.parquet`.
-        if not name or any(c in name for c in "/\\\0") or name in {".", ".."}:
-            raise ValueError("a task name must not be empty or contain '/' or '\\'")
-        return name
-
-    @property
-    def is_own(self) -> bool:
-        """Whether the task is defined by the user's own files."""
-        return self.prompt is not None
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> "TaskConfig":
-        own = {k for k in ("train", "test", "prompt", "target", "choices") if getattr(self, k)}
-        if self.choices is not None and not self.choices:
-            raise ValueError("'choices' is empty: give at least two choices")
-        if isinstance(self.choices, list) and len(self.choices) < 2:
-            raise ValueError("'choices' needs at least two choices")
-        if not own:
-            if self.until is not None:
-                raise ValueError("'until' is for own files; a harness task brings its own")
-            return self
-        missing = [k for k in ("test", "prompt") if not getattr(self, k)]
-        if missing:
-            raise ValueError(
-                f"a task of own files needs {' and '.join(map(repr, missing))} "
-                "(or leave train, test, prompt, target and choices out for a harness task)"
-            )
-        if not self.target:
-            raise ValueError("'target' is missing: the field that holds the right answer")
-        for key in ("data_files", "include_path", "num_fewshot"):
-            if getattr(self, key) is not None:
-                raise ValueError(f"'{key}' is for harness tasks, not for own files")
-        return self
-
-
 class VersionConfig(Part):
     """One base model, and optionally a task adapter that already exists.
 
     `model` is a directory, a hub id, or `testbed:v1` / `testbed:v2`. `chat_template` is a Jinja
-    file that chats are rendered by; default: the tokenizer's own.
+    file that chats are rendered by; default: the tokenizer's own. `release` is the release.json
+    that the others were taken from (`muscle.released`), whose base they must find.
     """
 
     model: str
     revision: str | None = None
     adapter: str | None = None
     chat_template: str | None = None
+    release: str | None = None
 
 
 class AdapterConfig(Part):
@@ -205,13 +133,29 @@ class EvaluationConfig(Part):
 
     `backend` says what writes generated answers: transformers in batches, transformers'
     continuous batching (GPU), or vLLM (the extra `muscle-llm[vllm]`). Given answers are always
-    scored by our own engine.
+    scored by our own engine. With `openai` all of it is a server's work (`muscle evaluate`).
     """
 
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # default: the training dtype
     limit: Positive | None = None
     max_length: Positive | None = None  # default: the model's context window
     backend: BackendName = "transformers"
+    server: ServerConfig = ServerConfig()
+
+    @model_validator(mode="after")
+    def _server_is_asked(self) -> "EvaluationConfig":
+        if self.backend == "openai":
+            if not self.server.base_url:
+                raise ValueError("backend 'openai' needs the server's address: give --base-url URL")
+            if self.max_length is not None:
+                raise ValueError("'max_length' is the server's own with backend 'openai'")
+            if self.dtype not in (None, "float32"):
+                raise ValueError(
+                    "the server has its own number format: leave dtype out with backend 'openai'"
+                )
+        elif self.server != ServerConfig():
+            raise ValueError("'server' is for backend 'openai': set --backend openai")
+        return self
 
 
 class Experiment(Part):
@@ -219,7 +163,8 @@ class Experiment(Part):
 
     `noise_floor` says whether NFR between two seeds of old is measured too: true has old
     trained with a second seed (the next of `seeds`; seed + 1 where there is one), a text is the
-    directory of such an adapter.
+    directory of such an adapter. `also` are older releases, PATH or NAME=PATH, that answer too, so
+    that the report says what is lost since.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -237,6 +182,7 @@ class Experiment(Part):
     gate: GateConfig = GateConfig()
     report: ReportConfig = ReportConfig()
     noise_floor: bool | str = False
+    also: list[str] = Field(default=[])
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = Field(default=[0])
     compat_seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
     data_seed: Annotated[int, Field(ge=0)] = 0
@@ -260,6 +206,16 @@ class Experiment(Part):
         if self.compat_seeds is not None and len(self.seeds) != 1:
             raise ValueError(
                 "'compat_seeds' varies only the compat adapter: give one seed in 'seeds'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _answers_itself(self) -> "Experiment":
+        if self.evaluation.backend == "openai":
+            raise ValueError(
+                "backend 'openai' is for `muscle evaluate`: let this run train with another "
+                "backend, serve its adapters, ask them with `muscle evaluate --backend openai "
+                "--base-url URL --model old=NAME …` and compare with `muscle compare`"
             )
         return self
 

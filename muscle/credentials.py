@@ -19,8 +19,11 @@ NAMES = (
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
     "RAY_AUTH_TOKEN",
+    "OPENAI_API_KEY",
 )
 """Environment variables that hold secrets."""
+
+_more: set[str] = set()  # named by a setting
 
 HIDDEN = "***"
 
@@ -42,6 +45,11 @@ _TOKENS = {
 }
 # Elsewhere forty hexadecimal digits are a commit.
 _WANDB = re.compile(r"^(?:local-)?[0-9a-f]{40}$")
+
+
+def know(variable: str) -> None:
+    """Treat the value of one more environment variable as a secret, from now on."""
+    _more.add(variable)
 
 
 def secret_in(text: str, setting: str = "") -> str | None:
@@ -92,7 +100,7 @@ def redacted(text: str) -> str:
 
 
 def _known() -> Iterator[tuple[str, str]]:
-    for name in NAMES:
+    for name in (*NAMES, *sorted(_more)):
         value = os.environ.get(name, "")
         if len(value) >= _SHORTEST:
             yield name, value

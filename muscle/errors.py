@@ -1,5 +1,7 @@
 """Errors that are told apart: what a user can mend, and what only a new process can."""
 
+from collections.abc import Mapping
+
 from muscle.credentials import redacted
 
 
@@ -17,6 +19,17 @@ class UserError(Exception):
 
 class NotFiniteError(UserError):
     """A training's loss, gradient or weights became NaN or infinite."""
+
+
+class SomeFailedError(UserError):
+    """Some of several jobs failed, and all others came to their end.
+
+    failures  what each said, by the job's title; the message is the first one's
+    """
+
+    def __init__(self, failures: Mapping[str, UserError]):
+        super().__init__(next(iter(failures.values())))
+        self.failures = dict(failures)
 
 
 def breaks_device(error: BaseException) -> bool:

@@ -7,15 +7,23 @@ from typing import Any
 from muscle import storage
 from muscle.artifacts import open_store
 from muscle.bases import Base, resolve_base
-from muscle.config import Evaluation, PromptingConfig, TaskConfig, VersionConfig
+from muscle.config import Evaluation, TaskConfig, VersionConfig
 from muscle.errors import UserError
 from muscle.metrics.summary import repeat_noise, score_summary
 from muscle.plan import Step, predictions_step
 from muscle.predict import Evaluator, Predictor, Wanted, about_predictions, software
+from muscle.promptings import Promptings, called_chat
+from muscle.served import (
+    Served,
+    ServedBase,
+    needs_of,
+    resolve_served,
+    served_about,
+    served_step,
+)
 from muscle.steps import Workshop
 from muscle.tables import read_predictions, write_predictions
 from muscle.tasks import Group, Task, load_suite
-from muscle.tasks.prompting import Prompting
 from muscle.training.job import OnProgress
 from muscle.types import Prediction
 
@@ -56,15 +64,15 @@ def plan_evaluation(config: Evaluation) -> EvaluationPlan:
         UserError: whatever is wrong with a task, a model, an adapter or a chat template.
     """
     tasks, groups = _suites(config.tasks)
-    bases = {name: resolve_base(model, name) for name, model in config.models.items()}
-    promptings = {name: _prompting(config.prompting, base) for name, base in bases.items()}
+    bases = _bases(config)
+    plain = Promptings(config, bases)
     limit = config.evaluation.limit
     queries: dict[tuple[str, str | None], Step] = {}
     wanted: dict[tuple[str, str, int], Wanted] = {}
     for name, base in bases.items():
-        prompting = promptings[name]
-        chat = None if prompting is None else prompting.chat_name
         for task in tasks.values():
+            prompting = plain.of(name, task)
+            chat = called_chat(prompting)
             if (task.name, chat) not in queries:
                 inputs = {"task": task.evaluation_fingerprint(limit, prompting)}
                 queries[task.name, chat] = Step("queries", f"requests of {task.name}", inputs)
@@ -83,12 +91,21 @@ def plan_evaluation(config: Evaluation) -> EvaluationPlan:
     return EvaluationPlan(config, tasks, groups, bases, wanted)
 
 
+def _bases(config: Evaluation) -> Mapping[str, Base]:
+    if config.evaluation.backend == "openai":
+        return resolve_served(config.models, config.evaluation)
+    return {name: resolve_base(model, name) for name, model in config.models.items()}
+
+
 def _step(
     config: Evaluation, name: str, base: Base, task: Task, queries: Step, repeat: int
 ) -> Step:
     again = f" (repeat {repeat + 1})" if repeat else ""
+    label = f"evaluate {name} on {task.name}{again}"
+    if isinstance(base, ServedBase):
+        return served_step(label, base, queries, config.evaluation, repeat)
     return predictions_step(
-        f"evaluate {name} on {task.name}{again}",
+        label,
         base,
         base.given_adapter,
         queries,
@@ -116,23 +133,19 @@ def _suites(configs: Sequence[TaskConfig]) -> tuple[dict[str, Task], list[Group]
     return tasks, list(groups.values())
 
 
-def _prompting(config: PromptingConfig, base: Base) -> Prompting | None:
-    """How this base is spoken to; None: as plain text."""
-    if not config.apply_chat_template:
-        plain = Prompting(config.system_instruction, None, None, config.fewshot_as_multiturn)
-        return None if plain.is_plain else plain
-    from muscle.models.chat import chat_fingerprint, chat_renderer
-    from muscle.models.load import load_tokenizer
+def served_evaluator(plan: EvaluationPlan) -> Served:
+    """Who asks the servers of a plan's models.
 
-    tokenizer = load_tokenizer(base.config.model, base.config.revision)
-    name = config.apply_chat_template
-    template = name if isinstance(name, str) else None
-    return Prompting(
-        config.system_instruction,
-        chat_renderer(tokenizer, template),
-        chat_fingerprint(tokenizer, template),
-        config.fewshot_as_multiturn,
-    )
+    Raises:
+        UserError: a task that asks what no server of this kind answers.
+    """
+    config = plan.config
+    models = {name: base for name, base in plan.bases.items() if isinstance(base, ServedBase)}
+    asked = {w.task.name: (w.task, w.prompting) for w in plan.wanted.values()}
+    evaluation = config.evaluation
+    needs = needs_of(asked, evaluation.server, evaluation.limit)
+    rendered = bool(config.prompting.apply_chat_template)
+    return Served(evaluation.server, models, needs, rendered)
 
 
 class Evaluating:
@@ -164,7 +177,7 @@ class Evaluating:
         """
         check_evaluation_output(self.plan, self.output)
         wanted = list(self.plan.wanted.values())
-        if self.workshop.missing([w.step for w in wanted]):
+        if self.workshop.missing([w.step for w in wanted]) or self.predictor.unfinished(wanted):
             self.launcher.prepare(self.workshop.on_progress)
         self.predictor.run(wanted)
         versions = _before(self.output)
@@ -210,7 +223,7 @@ class Evaluating:
     def _about(self, name: str, task: str) -> dict[str, Any]:
         """How a version's predictions on a task were made."""
         wanted, prompting = self.plan.wanted[name, task, 0], self.config.prompting
-        return {
+        about = {
             **about_predictions(
                 wanted.task,
                 self.config.evaluation,
@@ -218,12 +231,15 @@ class Evaluating:
                 wanted.base,
                 _called(self.config.models[name]),
                 prompting,
-                None if wanted.prompting is None else wanted.prompting.chat_name,
+                called_chat(wanted.prompting),
             ),
             "adapter": wanted.base.given_adapter,
             "adapter_path": self.config.models[name].adapter,
             "groups": [group.name for group in self.plan.groups if task in group.tasks],
         }
+        if isinstance(wanted.base, ServedBase):
+            return served_about(about, wanted.base, self.config.evaluation)
+        return about
 
     def _groups(self, tasks: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         scores = {name: task["scores"] for name, task in tasks.items()}
@@ -286,12 +302,16 @@ def _before(output: str) -> dict[str, Any]:
 def task_settings(plan: EvaluationPlan, task: str) -> dict[str, Any]:
     """All settings that change a task's numbers, as they stand in evaluation.json."""
     config = plan.config
-    return {
+    found = {
         "dtype": _dtype(config),
-        **config.evaluation.model_dump(exclude={"dtype"}),
+        **config.evaluation.model_dump(exclude={"dtype", "server"}),
         **config.prompting.model_dump(),
         **plan.tasks[task].settings(),
     }
+    if config.evaluation.backend == "openai":
+        found["dtype"] = None  # the server's
+        found |= config.evaluation.server.model_dump(include={"extra_body", "endpoint"})
+    return found
 
 
 def _identity(plan: EvaluationPlan, name: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -10,8 +10,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from muscle.config import Evaluation, Experiment, TaskConfig
-from muscle.credentials import find_secret
+from muscle.credentials import find_secret, know
 from muscle.errors import UserError
+from muscle.overrides import FLEET, Loader, apply_override, base_urls, message_of
+from muscle.released import with_release, with_releases
 
 P = TypeVar("P", bound=BaseModel)
 
@@ -27,6 +29,7 @@ _PATHS = (
     "adapter",
     "model",
     "chat_template",
+    "release",
     "noise_floor",
     "must_keep",
     "waive",
@@ -43,12 +46,32 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
 
     Raises:
         UserError: missing or malformed file, unset variable, unknown or invalid key, a secret
-            in a setting, a place that is still to be filled in.
+            in a setting, a place that is still to be filled in, a fleet's file.
     """
     file = Path(path)
-    return _locate(
-        _validated(Experiment, expand(read_raw(file, overrides)), str(file)), file.parent
-    )
+    raw = read_raw(file, overrides)
+    if FLEET in raw:
+        raise UserError(
+            f"{file} holds a fleet (setting '{FLEET}'): `muscle run` and `muscle submit` take it, "
+            "this command takes one experiment"
+        )
+    return experiment_of(raw, file)
+
+
+def experiment_of(raw: dict[str, Any], file: Path, entry: str = "") -> Experiment:
+    """The experiment of settings as they stand in a file, its `${NAME}`s and paths resolved.
+
+    entry: which entry of a fleet they are, for messages.
+
+    Raises:
+        UserError: as `load_experiment`.
+    """
+    where = f"{file}: {entry}" if entry else str(file)
+    try:
+        settings = with_releases(expand(raw), file.parent)
+    except UserError as error:
+        raise UserError(f"{entry}: {error}" if entry else error) from None
+    return _locate(_validated(Experiment, settings, where), file.parent)
 
 
 def read_raw(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -59,24 +82,31 @@ def read_raw(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     raw = _read(file, "experiment file")
     for override in overrides:
-        _apply(raw, override)
+        apply_override(raw, override)
     return raw
 
 
-def check_raw(raw: dict[str, Any], file: Path) -> None:
+def check_raw(raw: dict[str, Any], file: Path, entry: str = "") -> None:
     """Validate settings whose `${NAME}`s another machine will read; what these stand for counts
     as valid where they aren't set here.
 
     Raises:
         UserError: unknown or invalid key.
     """
+    settings = expand(raw, lenient=True)
+    for name in ("old", "new"):
+        version = settings.get(name)
+        if isinstance(version, dict) and version.get("release") is not None:
+            # Read where it runs; what it stands for is a model in any case.
+            settings[name] = {"model": str(version["release"]), **version}
     try:
-        Experiment.model_validate(expand(raw, lenient=True))
+        Experiment.model_validate(settings)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False)
         inputs = [problem["input"] for problem in problems]
         if not all(isinstance(given, str) and VARIABLE.search(given) for given in inputs):
-            raise UserError(f"{file}: {describe(error)}") from None
+            where = f"{file}: {entry}" if entry else str(file)
+            raise UserError(f"{where}: {describe(error)}") from None
 
 
 def refuse_secrets(settings: Any) -> None:
@@ -126,12 +156,15 @@ def given_settings(
     models: Sequence[str],
     include_path: str | None = None,
     num_fewshot: int | None = None,
+    chat_template: str | None = None,
 ) -> dict[str, Any]:
     """The `tasks` and `models` of an `Evaluation`, from what is typed.
 
     Args:
         tasks: names, several in one with commas, or YAML files.
-        models: NAME=BASE[+ADAPTER]; a BASE that isn't a path may end with @REVISION.
+        models: NAME=BASE[+ADAPTER], a BASE that isn't a path may end with @REVISION; or
+            NAME=release.json.
+        chat_template: a Jinja file, by which all models read chats; other names are no file's.
 
     Raises:
         UserError: a model that isn't written so, a name given twice, a bad task file.
@@ -155,16 +188,25 @@ def given_settings(
             raise UserError(f"--model {text!r}: write it as NAME=BASE or NAME=BASE+ADAPTER")
         if name in versions:
             raise UserError(f"--model: the name '{name}' is given twice")
-        versions[name] = _model(rest)
+        versions[name] = _model(rest, f"models.{name}")
+        if is_template_file(chat_template):
+            versions[name]["chat_template"] = chat_template
     return {"tasks": found, "models": versions}
 
 
-def _model(text: str) -> dict[str, str]:
-    """BASE[@REVISION][+ADAPTER]; an existing path may itself hold '+' or '@'."""
+def is_template_file(chat_template: str | None) -> bool:
+    """Whether what `--chat-template` names is a file, not one of a tokenizer's templates."""
+    return chat_template is not None and os.path.isfile(chat_template)
+
+
+def _model(text: str, name: str) -> dict[str, Any]:
+    """BASE[@REVISION][+ADAPTER] or a release.json; an existing path may itself hold '+' or '@'."""
+    if text.endswith(".json"):
+        return with_release({"release": text}, name, Path())
     base, plus, adapter = (text, "", "") if os.path.exists(text) else text.rpartition("+")
     if not plus:
         base = text
-    found = {"model": base}
+    found: dict[str, Any] = {"model": base}
     if not os.path.exists(base) and "@" in base:
         found["model"], _, found["revision"] = base.rpartition("@")
     return found | ({"adapter": adapter} if plus else {})
@@ -177,19 +219,26 @@ def build_evaluation(settings: dict[str, Any], overrides: Sequence[str] = ()) ->
         UserError: unknown or invalid key.
     """
     for override in overrides:
-        _apply(settings, override)
+        apply_override(settings, override)
+    evaluation = settings.get("evaluation")
+    server = evaluation.get("server") if isinstance(evaluation, dict) else None
+    if isinstance(server, dict):
+        if isinstance(server.get("base_url"), list):  # as typed
+            server["base_url"] = base_urls(server["base_url"])
+        if isinstance(server.get("api_key_env"), str):
+            know(server["api_key_env"])
     return _validated(Evaluation, settings, "")
 
 
 def _read(file: Path, what: str) -> dict[str, Any]:
     try:
-        raw = yaml.load(file.read_text(encoding="utf-8"), _Loader)  # a SafeLoader
+        raw = yaml.load(file.read_text(encoding="utf-8"), Loader)  # a SafeLoader
     except FileNotFoundError:
         raise UserError(f"{what} {file} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{what} {file} can't be read: {error}") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date like 2024-13-45
-        raise UserError(f"{what} {file} is not YAML: {_one_line(error)}") from None
+        raise UserError(f"{what} {file} is not YAML: {message_of(error)}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{what} {file} must be a mapping of settings, see the README")
     return raw
@@ -205,9 +254,17 @@ def _validated(kind: type[P], settings: Any, where: str) -> P:
     return found
 
 
-def describe(error: ValidationError, root: type[BaseModel] = Experiment) -> str:
-    """The first problem of a validation error as `setting 'a.b' is VALUE: what to do`."""
-    problems = _likely(error.errors(include_url=False))
+def describe(
+    error: ValidationError, root: type[BaseModel] = Experiment, but: Collection[str] = ()
+) -> str:
+    """The first problem of a validation error as `setting 'a.b' is VALUE: what to do`.
+
+    but: kinds of problems, as pydantic calls them, that are none here; empty where no other is.
+    """
+    found = [p for p in error.errors(include_url=False) if p["type"] not in but]
+    if not found:
+        return ""
+    problems = _likely(found)
     first, wheres = problems[0], [_where(problem["loc"], root) for problem in problems]
     where = wheres[0]
     # A setting of two types (a number or 'auto') has a problem with each of them.
@@ -279,45 +336,6 @@ def _nearest(where: str, root: type[BaseModel]) -> str:
     return f": known are {', '.join(names)}" if names else ""
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML without its silent trap: of a key given twice, the first would be lost."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if key != "<<" and keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"'{key}' is given twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep=deep)
-
-
-def _apply(raw: dict[str, Any], override: str) -> None:
-    """Set `a.b.c=value` in a nested mapping; the value is parsed as YAML."""
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"--set {override!r}: write it as key.sub=value")
-    try:
-        # A Jinja template is text, though to YAML its braces are a mapping.
-        template = "{{" in text and text[:1] not in {'"', "'"}
-        value = text if template else yaml.load(text, _Loader) if text else None
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"--set {key}: the value is not YAML: {_one_line(error)}") from None
-    *parents, last = key.split(".")
-    node = raw
-    for name in parents:
-        child = node.get(name)
-        if name == "task" and isinstance(child, str):
-            child = {"name": child}
-        if child is None:
-            child = {}
-        if not isinstance(child, dict):
-            raise UserError(f"--set {key}: '{name}' is not a group of settings")
-        node[name] = child
-        node = child
-    node[last] = value
-
-
 def expand(value: Any, where: str = "", lenient: bool = False) -> Any:
     """Replace ${NAME} in all strings of a nested value by environment variables.
 
@@ -356,6 +374,8 @@ def _locate(settings: P, folder: Path) -> P:
             refuse_unfilled(value, f"setting '{key}'")
         if key == "deepspeed" and not str(value).endswith(".json"):
             return value
+        if key == "also" and isinstance(value, list):
+            return [_older_path(one, walk) for one in value]
         if key in _PATHS and isinstance(value, str) and value and "://" not in value:
             for candidate in (folder / value, Path(value).expanduser()):
                 if os.path.exists(candidate):  # unlike Path.exists: False for any odd string
@@ -365,5 +385,9 @@ def _locate(settings: P, folder: Path) -> P:
     return type(settings).model_validate(walk(settings.model_dump(), ""))
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _older_path(text: str, walk: Callable[[str, str], Any]) -> str:
+    """PATH or NAME=PATH, the path found as other paths are."""
+    name, equals, path = text.partition("=")
+    if not equals or "/" in name:
+        return str(walk(text, "release"))
+    return f"{name}={walk(path, 'release')}"

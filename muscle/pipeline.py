@@ -19,13 +19,12 @@ from muscle.losses.needs import needed_teachers
 from muscle.plan import Again, Plan, Run, Step
 from muscle.predict import Evaluator, Predictor, Wanted, wanted_of
 from muscle.results import ELSEWHERE, Outcome, Results, check_gate
-from muscle.splits import training_split
 from muscle.steps import Workshop
 from muscle.tables import write_examples
 from muscle.teaching import Cacher, Teaching, adapter_folder
 from muscle.training.job import OnProgress, Progress, TrainJob
 from muscle.training.settings import read_deepspeed
-from muscle.types import AGAIN, Version
+from muscle.types import AGAIN, VERSIONS, Version
 
 
 class Launcher(Evaluator, Cacher, Protocol):
@@ -86,15 +85,34 @@ class Pipeline:
         self.train_tasks()
         self.train_compat()
         self.predictor.run(self.wanted())
-        results = Results(self.plan, self.workshop, self.output, self._adapter, self._adapter_again)
-        return results.write(self.predictor.notes)
+        return self.results().write(self.predictor.notes)
+
+    def results(self, versions: Sequence[Version] = VERSIONS) -> Results:
+        """What writes the results of these versions, once they have answered."""
+        return Results(
+            self.plan, self.workshop, self.output, self._adapter, self._adapter_again, versions
+        )
 
     # --- steps ------------------------------------------------------------------------
 
     def train_tasks(self) -> None:
         """Have the examples and both task adapters."""
-        self.workshop.once(self.plan.examples, self._write_examples)
+        self.write_examples()
         self._train([s for s in self.plan.steps() if s.kind == "task-adapter"])
+
+    def write_examples(self) -> None:
+        """Have the examples that trainings read."""
+        for version in ("old", "new"):  # the same step twice, unless they are chats
+            self._examples_of(version)
+
+    def _examples_of(self, version: Version) -> None:
+        def write(folder: Path) -> dict[str, Any]:
+            train, validation = self.plan.split_of(version)
+            write_examples(folder / "train.parquet", train)
+            write_examples(folder / "validation.parquet", validation)
+            return {"train": len(train), "validation": len(validation)}
+
+        self.workshop.once(self.plan.taught.of(version), write)
 
     def train_compat(self) -> None:
         """Cache the teachers and train from them; what was damaged on disk is made again, once.
@@ -127,12 +145,6 @@ class Pipeline:
                 return {"residual": interpolate_adapters(new, compat, weight, str(folder))}
 
             self.workshop.once(step, write)
-
-    def _write_examples(self, folder: Path) -> dict[str, Any]:
-        train, validation = training_split(self.experiment, self.plan.task)
-        write_examples(folder / "train.parquet", train)
-        write_examples(folder / "validation.parquet", validation)
-        return {"train": len(train), "validation": len(validation)}
 
     def _train(self, steps: Sequence[Step]) -> None:
         missing = self.workshop.missing(steps)
@@ -202,20 +214,27 @@ class Pipeline:
             deepspeed=read_deepspeed(resources.deepspeed),
             gradient_checkpointing=resources.gradient_checkpointing,
             training_tokens=resources.training_tokens,
-            examples=self.workshop.artifact(self.plan.examples).path,
+            examples=self.workshop.artifact(self.plan.taught.of(version)).path,
             seed=seed,
             output=attempt,
             checkpoints=storage.join(self.store.folder(*key), "checkpoints"),
             checkpoint_seconds=resources.checkpoint_seconds,
             logs=storage.join(self.output, "curves", f"{version}-{seed}" if several else version),
             tracking=self.experiment.tracking,
+            old_examples=(
+                self.workshop.artifact(self.plan.taught.old).path
+                if compat and self.plan.chats is not None
+                else None
+            ),
+            end_of_turn=self.plan.chats.end_of_turn if compat and self.plan.chats else None,
         )
 
     def _adapter(self, version: Version, run: Run) -> str:
         return adapter_folder(self.plan, self.workshop, version, run)
 
-    def wanted(self) -> list[Wanted]:
-        """All versions' predictions, to be asked in one pass with one pool for each base."""
+    def wanted(self, versions: Sequence[Version] = VERSIONS) -> list[Wanted]:
+        """These versions' predictions, to be asked in one pass with one pool for each base; old's
+        come with the noise floor and older releases."""
         several = len(self.experiment.runs) > 1
 
         def name(version: Version, run: Run) -> str:
@@ -227,14 +246,31 @@ class Pipeline:
                 step=step.predictions,
                 version=f"{AGAIN}-{number}",
                 task=self.plan.task,
-                queries=self.plan.queries,
+                queries=self.plan.asked.old,
                 base=self.plan.old,
                 adapter=self._adapter_again(step),
+                prompting=self.plan.prompting_of("old"),
             )
             for number, step in enumerate(again.values())
         ]
         # What is another seed's old stands among the versions, and is asked once.
-        return [*wanted_of(self.plan, name, self._adapter), *floor]
+        asked = wanted_of(self.plan, name, self._adapter, versions)
+        return [*asked, *floor, *self._wanted_older()] if "old" in versions else asked
+
+    def _wanted_older(self) -> list[Wanted]:
+        """The older releases' predictions, which come with old's."""
+        return [
+            Wanted(
+                step=step,
+                version=f"also-{older.label}",
+                task=self.plan.task,
+                queries=queries,
+                base=older.base,
+                adapter=older.adapter,
+                prompting=older.prompting,
+            )
+            for older, queries, step in self.plan.older
+        ]
 
     def _adapter_again(self, again: Again) -> str:
         """The directory of the second old's adapter."""
@@ -260,10 +296,11 @@ def claim_output(experiment: Experiment, output: str) -> None:
 def numbers(experiment: Experiment) -> dict[str, Any]:
     """What makes an experiment this one: all but where it runs.
 
-    A noise floor is no part of it: it adds numbers and changes none, so who wants one later
-    goes on in the same folder.
+    A noise floor is no part of it, nor are older releases: they add numbers and change none, so
+    who wants one later goes on in the same folder.
     """
-    return experiment.model_dump(mode="json", exclude={*ELSEWHERE, "assumed", "noise_floor"})
+    left_out = {*ELSEWHERE, "assumed", "noise_floor", "also"}
+    return experiment.model_dump(mode="json", exclude=left_out)
 
 
 def check_output(experiment: Experiment, output: str) -> None:

@@ -15,7 +15,7 @@ from muscle.artifacts import Artifact
 from muscle.bases import Base
 from muscle.config import EvaluationConfig, PromptingConfig, ResourcesConfig
 from muscle.evaluation.job import Ask, BaseJob, EvaluateJob, QuerySet
-from muscle.evaluation.units import collect, discard
+from muscle.evaluation.units import collect, discard, keep_answered, to_ask_again
 from muscle.plan import Plan, Run, Step
 from muscle.steps import Workshop
 from muscle.tables import GROUP_ROWS, write_predictions, write_queries
@@ -78,9 +78,10 @@ def wanted_of(
             step=step,
             version=name(version, run),
             task=plan.task,
-            queries=plan.queries,
+            queries=plan.asked.of(version),
             base=plan.base(version),
             adapter=adapter(version, run),
+            prompting=plan.prompting_of(version),
         )
         for (version, run), step in plan.predictions.items()
         if version in versions
@@ -112,6 +113,8 @@ class Predictor:
         unique: dict[str, Wanted] = {}
         for one in wanted:
             unique.setdefault(one.step.key, one)
+        for one in self.unfinished(list(unique.values())):
+            self.store.forget(one.step.kind, one.step.key)
         missing = self._missing(list(unique.values()))
         if not missing:
             return
@@ -123,6 +126,11 @@ class Predictor:
             self.notes = self.launcher.evaluate(job, self.workshop.on_progress)
             for one in missing:
                 self.judge(one)
+
+    def unfinished(self, wanted: Sequence[Wanted]) -> list[Wanted]:
+        """Those with answers that a server failed to give: they are asked again."""
+        found = [(w, self.store.find(w.step.kind, w.step.key)) for w in wanted]
+        return [w for w, there in found if there is not None and there.notes.get("to_ask_again")]
 
     def job(self, wanted: Sequence[Wanted]) -> EvaluateJob:
         """One pass over everything: for each base its adapters and what they are asked."""
@@ -171,10 +179,12 @@ class Predictor:
     def judge(self, wanted: Wanted) -> Artifact:
         """Let the task decide what is right, and commit one version's predictions."""
         ask = self._ask(wanted)
-        answers = collect(self._set([wanted]), ask)
+        asked = self._set([wanted])
+        answers = collect(asked, ask)
+        again = to_ask_again(answers)
 
         def write(folder: Path) -> dict[str, Any]:
-            judged = wanted.task.judge(answers, self.evaluation.limit)
+            judged = wanted.task.judge(answers, self.evaluation.limit, wanted.prompting)
             write_predictions(folder / "predictions.parquet", judged.predictions)
             return {
                 "n": len(judged.predictions),
@@ -182,10 +192,14 @@ class Predictor:
                 "version": wanted.version,
                 "scores": judged.scores,
                 "size": judged.size,
+                **({"to_ask_again": again} if again else {}),
             }
 
         artifact = self.workshop.make(wanted.step, write)
-        discard(ask)
+        if again:
+            keep_answered(asked, ask)
+        else:
+            discard(ask)
         return artifact
 
 

@@ -1,26 +1,32 @@
 """What a run leaves in its output folder: predictions, adapters with their cards, the report."""
 
+import shlex
+import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from muscle import copies, storage
 from muscle.compare import EXAMPLES, REPORT, write_judged, write_numbers
 from muscle.config import Experiment, VersionConfig
 from muscle.metrics.comparable import without_instruction
-from muscle.metrics.pairing import join_sides
+from muscle.metrics.pairing import JoinedTask, join_sides
 from muscle.plan import Again, Plan, Run
 from muscle.predict import about_predictions, software
 from muscle.report import adapter_card, pick_examples
 from muscle.report.build import ReportOptions, report_of
 from muscle.report.examples import FlipExample
+from muscle.report.older import ALSO, with_older
 from muscle.side import Side, side_of
 from muscle.steps import Workshop
 from muscle.tables import read_predictions, write_predictions
 from muscle.training.job import Progress
 from muscle.types import AGAIN, VERSIONS, Prediction, Version
+
+if TYPE_CHECKING:
+    from muscle.gate import Limits
 
 ELSEWHERE = ("resources", "hardware", "tracking", "tuning", "gate", "report", "storage")
 """Settings that say where and how an experiment runs, how better ones are searched, how the
@@ -71,12 +77,24 @@ def check_gate(experiment: Experiment) -> None:
         read_waivers(experiment.gate.waive)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What the predictions say: their join, the report of it, some flips, why answers are
+    unscored, the commonest first."""
+
+    tasks: dict[str, JoinedTask]
+    report: dict[str, Any]
+    examples: list[FlipExample]
+    errors: dict[str, int]
+
+
 class Results:
     """Writes a finished plan's results; running it again writes the same bytes.
 
     Args:
         adapter: the directory of what a version serves.
         again: the directory of the second old's adapter.
+        versions: those that have answered, old and new at least.
     """
 
     def __init__(
@@ -86,6 +104,7 @@ class Results:
         output: str,
         adapter: Callable[[Version, Run], str],
         again: Callable[[Again], str],
+        versions: Sequence[Version] = VERSIONS,
     ):
         self.plan = plan
         self.experiment = plan.experiment
@@ -93,14 +112,39 @@ class Results:
         self.output = output
         self._adapter = adapter
         self._adapter_again = again
+        self.versions = versions
         self._hidden = plan.experiment.report.text == "none"
 
-    def write(self, notes: tuple[str, ...]) -> Outcome:
+    def write(
+        self,
+        notes: tuple[str, ...],
+        measured: Measured | None = None,
+        pair: str | None = None,
+    ) -> Outcome:
         """Predictions and adapters first, then the report, then what the gate says of it.
+
+        Args:
+            measured: what `measure` returned, where it was called before.
+            pair: what the gate is for; default: the settings'.
 
         Raises:
             UserError: a column to slice by isn't there, a gate's file can't be read or names
                 an example that isn't there; all but the gate's files is written then.
+        """
+        found = measured or self.measure()
+        write_numbers(self.output, found.tasks, found.report, self.experiment.report.text)
+        self._write_cards(found.report)
+        limits = self._limits()
+        judged = write_judged(self.output, limits, pair or self.experiment.gate.pair)
+        self.workshop.on_progress(Progress("report", 1, 1, "report"))
+        gate = None if judged is None else judged.gate
+        return Outcome(found.report, self.output, found.examples, found.errors, notes, gate)
+
+    def measure(self) -> Measured:
+        """Put predictions and adapters into the output folder, and count.
+
+        Raises:
+            UserError: a column to slice by isn't there.
         """
         rows: dict[int, Rows] = {}
         sides: dict[int, dict[str, dict[str, Side]]] = {}
@@ -108,21 +152,32 @@ class Results:
             rows[run[1]], sides[run[1]] = self._run(run)
         tasks = join_sides(sides)
         report = report_of(tasks, self._provenance(), self._options())
-        write_numbers(self.output, tasks, report, self.experiment.report.text)
-        self._write_cards(report)
-        gate = self._judge()
-        self.workshop.on_progress(Progress("report", 1, 1, "report"))
+        report = with_older(report, sides, self._older(), self._options())
         every = (p for versions in rows.values() for ps in versions.values() for p in ps)
         errors = Counter(p.error for p in every if p.error is not None)
         first = rows[self.experiment.runs[0][1]]
-        examples = pick_examples({v: first[v] for v in VERSIONS})
-        return Outcome(report, self.output, examples, dict(errors.most_common()), notes, gate)
+        examples = pick_examples({v: first[v] for v in self.versions})
+        return Measured(tasks, report, examples, dict(errors.most_common()))
+
+    def judge(self, measured: Measured, pair: str) -> dict[str, Any]:
+        """What the gate says of a pair of versions; nothing of it is kept.
+
+        Raises:
+            UserError: as `write`.
+        """
+        from muscle.gate import judge
+
+        limits = self._limits()
+        assert limits is not None, "there is no gate"
+        with tempfile.TemporaryDirectory() as folder:
+            write_numbers(folder, measured.tasks, measured.report, self.experiment.report.text)
+            return judge(folder, limits, pair=pair, output=storage.join(folder, "gate")).gate
 
     def _run(self, run: Run) -> tuple[Rows, dict[str, dict[str, Side]]]:
         """One run's predictions, which it leaves in the output folder with their adapters."""
         rows: Rows = {}
         sides: dict[str, dict[str, Side]] = {}
-        for version in VERSIONS:
+        for version in self.versions:
             rows[version] = self._predictions(version, run)
             sides[version] = self._side(version, run, rows[version], self._about(version, run))
         again = self.plan.again.get(run)
@@ -156,6 +211,22 @@ class Results:
         artifact = self.workshop.artifact(again.predictions)
         return read_predictions(artifact.file("predictions.parquet"))
 
+    def _older(self) -> dict[int, dict[str, dict[str, Side]]]:
+        """The older releases' predictions, which they leave in also/: the same for all seeds."""
+        task, found = self.plan.task, {}
+        for older, _, step in self.plan.older:
+            settings, dtype = self.experiment.evaluation, self.experiment.scoring_dtype
+            made = about_predictions(
+                task, settings, dtype, older.base, older.called, chat=older.chat
+            )
+            about = {**made, "adapter": older.fingerprint, "release": older.version.release}
+            rows = read_predictions(self.workshop.artifact(step).file("predictions.parquet"))
+            path = storage.join(self.output, ALSO, older.label, f"{task.name}.parquet")
+            write_predictions(path, rows, about)
+            side = side_of(rows, f"also {older.label}", about)
+            found[older.label] = {task.name: without_instruction(side) if self._hidden else side}
+        return {run[1]: found for run in self.experiment.runs}
+
     def _about(self, version: Version, run: Run) -> dict[str, Any]:
         """How a version's predictions were made."""
         given = self._given(version)
@@ -174,7 +245,11 @@ class Results:
         experiment, given = self.experiment, self._given(version)
         called = given.model + (f"@{given.revision}" if given.revision else "")
         dtype, base = experiment.scoring_dtype, self.plan.base(version)
-        return about_predictions(self.plan.task, experiment.evaluation, dtype, base, called)
+        chats = self.plan.chats
+        chat = None if chats is None else chats.template_of(version).name
+        return about_predictions(
+            self.plan.task, experiment.evaluation, dtype, base, called, chat=chat
+        )
 
     def _given(self, version: Version) -> VersionConfig:
         return self.experiment.old if version == "old" else self.experiment.new
@@ -198,18 +273,16 @@ class Results:
             slices = tuple(dict.fromkeys([*settings.slices, *judged]))
         return ReportOptions(slices=slices, min_slice=settings.min_slice, text=settings.text)
 
-    def _judge(self) -> dict[str, Any] | None:
-        """What the gate says, if there is one, and the pages, which show it."""
+    def _limits(self) -> "Limits | None":
         from muscle.gate import make_limits
 
         settings = self.experiment.gate
-        given = settings.model_dump(exclude={"pair"})
-        limits = make_limits(**given) if settings.asked else None
-        found = write_judged(self.output, limits, settings.pair)
-        return None if found is None else found.gate
+        return make_limits(**settings.model_dump(exclude={"pair"})) if settings.asked else None
 
     def _write_cards(self, report: dict[str, Any]) -> None:
         """A model card beside every compat adapter in the output folder."""
+        if "compat" not in self.versions:
+            return
         examples = self.workshop.artifact(self.plan.examples).notes
         for run in self.experiment.runs:
             card = adapter_card(report, self.plan.task.name, run[1], examples)
@@ -244,4 +317,7 @@ def _command(experiment: Experiment) -> str:
     """What makes the run again: the output folder's own experiment.json is an experiment file."""
     floor = experiment.noise_floor
     text = floor if isinstance(floor, str) else str(floor).lower()
-    return "muscle run experiment.json" + ("" if floor is False else f" --set noise_floor={text}")
+    words = ["muscle run experiment.json"]
+    words += [] if floor is False else [f"--set noise_floor={text}"]
+    words += [f"--also {shlex.quote(older)}" for older in experiment.also]
+    return " ".join(words)

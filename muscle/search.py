@@ -90,7 +90,7 @@ def identity(plan: SearchPlan) -> dict[str, Any]:
         **_settings(made.experiment),
         READS: {
             "training examples": made.examples.key,
-            "tuning examples": [plan.parts.a.queries.key, plan.parts.b.queries.key],
+            "tuning examples": [plan.parts.a.asked.new.key, plan.parts.b.asked.new.key],
             "test split": made.queries.key,
             "old": [made.old.fingerprint, made.old.given_adapter],
             "new": [made.new.fingerprint, made.new.given_adapter],

@@ -2,11 +2,13 @@
 
 Nothing here changes a number of an artifact: what sits under `resources`, `hardware`,
 `tracking`, `tuning`, `gate` and `report` is part of no key. The rest is in `muscle.config`.
+(`ServerConfig` alone mixes both: two of its fields are part of keys, see there.)
 """
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 MaskName = Literal[
     "student-wrong",
@@ -17,7 +19,7 @@ MaskName = Literal[
     "never-old",
 ]
 
-BackendName = Literal["transformers", "continuous", "vllm"]
+BackendName = Literal["transformers", "continuous", "vllm", "openai"]
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -75,6 +77,58 @@ class ResourcesConfig(Part):
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ValueError("'min_workers' is more than 'workers'")
         return self
+
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+"""Where the key of a server is looked for, unless a setting names another variable."""
+
+RESERVED = ("model", "messages", "prompt", "tools", "stream", "n", "best_of", "echo", "logprobs")
+"""Fields of a request that are ours: with another value an answer would mean something else."""
+
+
+class ServerConfig(Part):
+    """The OpenAI-compatible server that answers where `backend` is openai.
+
+    base_url     up to and with /v1; or one for each model's name
+    concurrency  requests at once, for each server
+    timeout_s    how long one request may take
+    retries      of a request that met a busy, silent or failing server, with backoff
+    extra_body   fields put into each request (guided decoding, …); null takes one of ours out
+    api_key_env  the environment variable with the key; without one, none is sent
+    endpoint     auto: chats to chat/completions, plain text to completions; chat: plain text
+                 too, as one message of the user; completions: no chats
+
+    `extra_body` and `endpoint` change answers and are part of keys, as is the URL of a model.
+    """
+
+    base_url: str | dict[str, str] | None = None
+    concurrency: Positive = 16
+    timeout_s: Annotated[float, Field(gt=0.0)] = 120.0
+    retries: Annotated[int, Field(ge=0, le=100)] = 4
+    extra_body: dict[str, Any] = {}
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = KEY_VARIABLE
+    endpoint: Literal["auto", "chat", "completions"] = "auto"
+
+    @field_validator("base_url")
+    @classmethod
+    def _addresses(cls, value: str | dict[str, str] | None) -> str | dict[str, str] | None:
+        for url in value.values() if isinstance(value, dict) else [value]:
+            if url is not None and not re.match(r"https?://[^/\s]+", url):
+                raise ValueError("write it as http://HOST:PORT/v1")
+        return value
+
+    @field_validator("extra_body")
+    @classmethod
+    def _not_ours(cls, body: dict[str, Any]) -> dict[str, Any]:
+        for name in RESERVED:
+            if name in body:
+                raise ValueError(f"'{name}' is set by us in each request: leave it out")
+        return body
+
+    def url(self, name: str) -> str | None:
+        """The server of a model, by the model's name among ours; None where none is given."""
+        given = self.base_url.get(name) if isinstance(self.base_url, dict) else self.base_url
+        return None if given is None else given.rstrip("/")
 
 
 class HardwareConfig(Part):

@@ -73,7 +73,7 @@ def submit(
         return 0
     follower = jobs.Follower(server, say, show)
     code = _follow(follower, id_, server)
-    if code == 0:
+    if code == 0 or said_results(follower.log) is not None:
         _bring_back(follower.log, package, save)
     return code
 
@@ -92,6 +92,8 @@ def _follow(follower: jobs.Follower, id_: str, server: JobServer) -> int:
     code = jobs.exit_code(job)
     if job.status == "STOPPED":
         say(f"job {id_} was stopped; submitted again, its run goes on from there")
+    elif code and said_results(follower.log) is not None:
+        say(f"job {id_} ended with exit code {code}: not every adapter of the fleet moves")
     elif code == WRONG_USAGE:
         say(f"job {id_} ended with exit code 2: its last line says what to mend")
     elif code:

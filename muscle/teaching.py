@@ -13,7 +13,6 @@ from muscle.models.adapters import WEIGHTS
 from muscle.models.load import load_config, load_tokenizer, torch_dtype
 from muscle.models.sequences import tokenise
 from muscle.plan import Plan, Run, Step
-from muscle.splits import training_split
 from muscle.steps import Workshop
 from muscle.teachers.choose import Choice, choose
 from muscle.teachers.job import TeacherAsk, TeacherBase, TeacherJob
@@ -100,11 +99,15 @@ class Teaching:
                 return
             job = self.job(workshop, missing)
             launcher.cache(job, workshop.on_progress)
-            asks = {ask.folder: ask for base in job.bases for ask in base.asks}
-            for step in missing:
-                folder = self.store.shared_attempt(step.kind, step.key)
-                known = finish(job, asks[folder])
-                self.store.commit(step.kind, step.key, folder, step.inputs, {}, known)
+            self.keep(job, missing)
+
+    def keep(self, job: TeacherJob, steps: Sequence[Step]) -> None:
+        """Commit the caches that a job, which may hold others too, has written."""
+        asks = {ask.folder: ask for base in job.bases for ask in base.asks}
+        for step in steps:
+            folder = self.store.shared_attempt(step.kind, step.key)
+            known = finish(job, asks[folder])
+            self.store.commit(step.kind, step.key, folder, step.inputs, {}, known)
 
     def lost(self) -> bool:
         """Whether a cache that a training was to read isn't whole any more: who finds a
@@ -113,7 +116,7 @@ class Teaching:
 
     def job(self, workshop: Workshop, steps: Sequence[Step]) -> TeacherJob:
         """What the launcher is told: for each base its signals."""
-        bases: dict[str, tuple[Base, list[TeacherAsk]]] = {}
+        bases: dict[tuple[str, str], tuple[Base, list[TeacherAsk], str]] = {}
         for step in steps:
             version, run = self._who(step)
             base = self.plan.base(version)
@@ -123,12 +126,13 @@ class Teaching:
                 folder=self.store.shared_attempt(step.kind, step.key),
                 identity=self._identity(workshop, step),
             )
-            bases.setdefault(base.fingerprint, (base, []))[1].append(ask)
+            read = workshop.artifact(self.plan.taught.of(version)).path
+            bases.setdefault((base.fingerprint, read), (base, [], read))[1].append(ask)
         experiment = self.plan.experiment
         return TeacherJob(
             bases=tuple(
-                TeacherBase(base.config.model_copy(update={"adapter": None}), tuple(asks))
-                for base, asks in bases.values()
+                TeacherBase(base.config.model_copy(update={"adapter": None}), tuple(asks), read)
+                for base, asks, read in bases.values()
             ),
             examples=workshop.artifact(self.plan.examples).path,
             dtype=experiment.training.dtype,
@@ -189,7 +193,7 @@ class Teaching:
 
 def _loss_tokens(plan: Plan) -> int:
     """Tokens in the loss of one pass over the training split."""
-    train, _ = training_split(plan.experiment, plan.task)
+    train, _ = plan.split_of("new")
     tokenizer = load_tokenizer(plan.new.config.model, plan.new.config.revision)
     settings = plan.experiment.training
     return tokenise(train, tokenizer, settings.max_length, settings.loss_on).all_targets()

@@ -146,7 +146,8 @@ class Engine:
     def _score(self, queries: Sequence[Query]) -> dict[Place, Output | str]:
         """Choices and whole documents, whose windows are scored like choices."""
         places, requests = _requests(queries, "loglikelihood")
-        pairs = self.encoder.pairs([(r.context, r.continuation) for r in requests])
+        texts = [(r.context, r.continuation) for r in requests]
+        pairs = self.encoder.scored(texts, _are_chats(queries, places))
         parts = [pair if isinstance(pair, str) else [pair] for pair in pairs]
         rolling, requests = _requests(queries, "loglikelihood_rolling")
         parts += self.encoder.windows([r.context for r in requests], self.max_length)
@@ -167,7 +168,8 @@ class Engine:
 
     def _generate(self, queries: Sequence[Query]) -> dict[Place, Output | str]:
         places, requests = _requests(queries, "generate_until")
-        contexts = self.encoder.contexts([r.context for r in requests])
+        texts = [r.context for r in requests]
+        contexts = self.encoder.begun(texts, _are_chats(queries, places))
         prompts = [
             Prompt(ids, request.generation, f"{queries[q].id}\0{r}")
             for (q, r), ids, request in zip(places, contexts, requests, strict=True)
@@ -200,6 +202,10 @@ def load_engine(base: BaseJob, job: EvaluateJob, device: str | None = None) -> E
         device=device,
         continuous=job.backend == "continuous",
     )
+
+
+def _are_chats(queries: Sequence[Query], places: Sequence[Place]) -> list[bool]:
+    return [queries[q].chat is not None for q, _ in places]
 
 
 def _requests(queries: Sequence[Query], kind: str) -> tuple[list[Place], list[Request]]:

@@ -114,7 +114,8 @@ class Requests:
         """
         places = [(q, r) for q, query in enumerate(queries) for r in range(len(query.requests))]
         asked = [queries[q].requests[r] for q, r in places]
-        contexts = self.encoder.contexts([request.context for request in asked])
+        chats = [queries[q].chat is not None for q, _ in places]
+        contexts = self.encoder.begun([request.context for request in asked], chats)
         found: list[Prompted | Loose] = []
         for (q, r), context, request in zip(places, contexts, asked, strict=True):
             try:
@@ -142,7 +143,7 @@ class Requests:
         if not wanted.sampled:  # transformers ignores them too
             drawn = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
         for name, value in settings.items():
-            if not _does_nothing(name, value, wanted.sampled):
+            if not does_nothing(name, value, wanted.sampled):
                 raise UserError(
                     f"generation setting {name!r} ({value!r}, of the task or of the model's "
                     "generation_config.json) is not known to vLLM: use --backend transformers"
@@ -197,7 +198,8 @@ def generation_defaults(model: str, revision: str | None) -> dict[str, Any]:
     return own_settings(config)
 
 
-def _does_nothing(name: str, value: Any, sampled: bool) -> bool:
+def does_nothing(name: str, value: Any, sampled: bool) -> bool:
+    """Whether a setting of transformers' generate changes nothing, so that it may be left out."""
     if name in _INERT:
         return True
     if name in _NEUTRAL:

@@ -29,6 +29,10 @@ ROW_DEATHS = 2
 """How many workers one row may take with it."""
 
 
+PASSING = "the server failed: "
+"""What the error of an answer begins with that another try may well have."""
+
+
 class Answerer(Protocol):
     """What answers: an `Engine`, or a stand-in for it."""
 
@@ -46,6 +50,11 @@ class WorkerBrokenError(RuntimeError):
 def part(ask: Ask, group: int) -> str:
     """The path of a group's answers."""
     return storage.join(ask.answers, f"{group:06d}.parquet")
+
+
+def kept_part(ask: Ask, group: int) -> str:
+    """The path of what is answered of a group that isn't whole (served models)."""
+    return storage.join(ask.answers, "kept", f"{group:06d}.parquet")
 
 
 def pending(base: BaseJob) -> dict[Unit, int]:
@@ -118,6 +127,21 @@ def collect(queries: QuerySet, ask: Ask) -> list[Answer]:
             )
         answers += found
     return answers
+
+
+def to_ask_again(answers: Sequence[Answer]) -> int:
+    """How many answers lack for a reason that may pass."""
+    return sum((answer.error or "").startswith(PASSING) for answer in answers)
+
+
+def keep_answered(queries: QuerySet, ask: Ask) -> None:
+    """Leave of the parts what another run need not ask again."""
+    for group in range(len(group_sizes(queries.queries))):
+        found = read_answers(part(ask, group))
+        good = [answer for answer in found if not to_ask_again([answer])]
+        if len(good) < len(found):
+            write_answers(kept_part(ask, group), good)
+            storage.remove(part(ask, group))
 
 
 def discard(ask: Ask) -> None:

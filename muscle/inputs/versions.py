@@ -1,6 +1,7 @@
 """Which files and folders are which version's, of which seed."""
 
 import re
+from collections.abc import Mapping
 
 from muscle import storage
 from muscle.errors import UserError
@@ -45,6 +46,33 @@ def find_versions(
                 "one path per seed, with commas between them"
             )
     return {s: {n: paths[s] for n, paths in lists.items()} for s in range(len(lists["old"]))}
+
+
+def find_older(older: Mapping[str, str], paths: Paths) -> Paths:
+    """The paths of older releases' predictions: seed -> label -> path.
+
+    Args:
+        older: label -> a path, the same for all seeds, or one per seed with commas between them.
+
+    Raises:
+        UserError: another number of paths than there are seeds, or a release.json.
+    """
+    found: Paths = {seed: {} for seed in paths}
+    for label, given in older.items():
+        each = _split(given)
+        if len(each) not in (1, len(paths)):
+            raise UserError(
+                f"--also {label!r} names {len(each)} paths for {len(paths)} seeds: give one, or "
+                "one per seed with commas between them"
+            )
+        if any(stem.endswith("release.json") for stem in each):
+            raise UserError(
+                f"--also {given}: a release holds no predictions: name the folder that does (the "
+                "compat/ beside it), or let the release answer by `muscle run EXPERIMENT --also`"
+            )
+        for number, seed in enumerate(paths):
+            found[seed][label] = each[number % len(each)]
+    return found
 
 
 def _split(path: str) -> list[str]:
@@ -116,6 +144,29 @@ def file_hashes(opened: Opened) -> dict[str, str]:
                 hashes[path] = f"sha256:{storage.sha256(path)}"
             contents[seed][version] = frozenset(hashes[path] for path in paths)
     _refuse_repeated(opened, contents)
+    return hashes
+
+
+def older_hashes(older: Opened, opened: Opened, known: Mapping[str, str]) -> dict[str, str]:
+    """`known` with the hashes of older releases' files.
+
+    Raises:
+        UserError: one of them is old's own file: there is nothing older in it.
+    """
+    every = {f"{n} {seed}": sides for seed, named in older.items() for n, sides in named.items()}
+    hashes = {**known, **file_hashes({0: every})}
+
+    def content(sides: Mapping[str, Side]) -> set[str]:
+        return {hashes[f["path"]] for side in sides.values() for f in side.about.get("files", ())}
+
+    for seed, named in older.items():
+        mine = content(opened[seed]["old"])
+        for label, sides in named.items():
+            if mine and content(sides) == mine:
+                raise UserError(
+                    f"--also {label!r} is the same file as old's: give an older release's, or "
+                    "leave it out"
+                )
     return hashes
 
 

@@ -14,7 +14,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from muscle.config import ResourcesConfig
-from muscle.errors import UserError
+from muscle.errors import SomeFailedError, UserError
 from muscle.launch import cluster
 from muscle.launch.progress import Poster, failure_of, post_failure, watching
 from muscle.launch.rendezvous import NarrowTorchConfig
@@ -36,11 +36,12 @@ def train_all(
 
     Raises:
         UserError: what a worker found wrong, as it said it.
+        SomeFailedError: the same, of several jobs.
     """
     if not jobs:
         return
     width = _side_by_side(len(jobs), resources)
-    errors: queue.Queue[Exception | None] = queue.Queue()
+    errors: queue.Queue[tuple[str, Exception | None]] = queue.Queue()
     room = threading.Semaphore(width)
     ask = cluster.training_ask(resources, width)
     working: set[str] = set()  # a set's own methods need no lock
@@ -55,9 +56,9 @@ def train_all(
             try:
                 _train(job, resources, width, board)
             except Exception as error:
-                errors.put(error)
+                errors.put((job.title, error))
             else:
-                errors.put(None)
+                errors.put((job.title, None))
             finally:
                 working.discard(job.title)
                 patience.only(working)
@@ -70,9 +71,12 @@ def train_all(
         for job in jobs:
             threading.Thread(target=train, args=(job, board, patience), daemon=True).start()
         ended = [errors.get() for _ in jobs]
-    for error in ended:
-        if error is not None:
-            raise error
+    failures = {title: error for title, error in ended if error is not None}
+    said = {title: error for title, error in failures.items() if isinstance(error, UserError)}
+    if len(jobs) > 1 and said and len(said) == len(failures):
+        raise SomeFailedError(said)
+    for error in failures.values():
+        raise error
 
 
 def _side_by_side(jobs: int, resources: ResourcesConfig) -> int:

@@ -30,8 +30,12 @@ SHOWN = {
     "max_length": "longest input (tokens)",
     "dtype": "number format",
     "backend": "engine",
+    "extra_body": "fields added to each request (extra_body)",
 }
 """Facts of a side that are shown when they differ."""
+
+MEANS = {"backend": "a flip may come from the engine and not from the model"}
+"""What such a difference means for the numbers, where that isn't plain."""
 
 SOFTWARE = ("muscle", "lm_eval", "transformers", "torch")
 UNKNOWN = "unknown"
@@ -111,7 +115,8 @@ def _difference(
     known = {value for seen in by_version.values() for value in seen} - {UNKNOWN}
     if len(known) < 2:
         return None
-    return Difference(what, {version: " / ".join(seen) for version, seen in by_version.items()})
+    values = {version: " / ".join(seen) for version, seen in by_version.items()}
+    return Difference(what, values, MEANS.get(keys[0], ""))
 
 
 def _words(about: Mapping[str, Any], keys: tuple[str, ...]) -> str:

@@ -1,8 +1,11 @@
 """Text to tokens exactly as lm-evaluation-harness's HFLM does it, for many texts at once."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class Encoder:
         the join belongs to the continuation. An empty context is the prefix token (BOS,
         else EOS).
         """
-        moved = [_move_spaces(context, continuation) for context, continuation in texts]
+        moved = [move_spaces(context, continuation) for context, continuation in texts]
         with_special = _unique(
             text
             for (original, _), (context, rest) in zip(texts, moved, strict=True)
@@ -63,6 +66,65 @@ class Encoder:
             else:
                 found.append(pair)
         return found
+
+    def scored(self, texts: Sequence[tuple[str, str]], chats: Sequence[bool]) -> "list[Pair | str]":
+        """`chat_pairs` of those texts that are chats, `pairs` of the others, in their order."""
+        return _by_kind(texts, chats, self.chat_pairs, self.pairs)
+
+    def begun(self, texts: Sequence[str], chats: Sequence[bool]) -> list[list[int]]:
+        """The tokens of each context to generate from, of chats and of plain text."""
+        return _by_kind(texts, chats, self.chats, self.contexts)
+
+    def chat_pairs(self, texts: Sequence[tuple[str, str]]) -> "list[Pair | str]":
+        """One `Pair` for each (rendered chat, what the model is to write), or why there is none.
+
+        The chat's special tokens stand in its text, so none is added. Its tokens are those
+        that a model is given, whatever follows: what follows is what the joined text has beyond
+        them or, where the two would melt into one token, is encoded by itself.
+        """
+        joined = _unique(context + rest for context, rest in texts)
+        alone = _unique(text for pair in texts for text in pair if text)
+        ids = dict(
+            zip([*joined, *alone], self._call([*joined, *alone], special=False), strict=True)
+        )
+        found: list[Pair | str] = []
+        for context, rest in texts:
+            if not context or not ids[context]:
+                found.append("the chat has no tokens")
+                continue
+            start, whole = ids[context], ids[context + rest]
+            apart = whole[: len(start)] != start or len(whole) == len(start)
+            continuation = (ids[rest] if rest else []) if apart else whole[len(start) :]
+            if continuation:
+                found.append(Pair(start, continuation))
+            else:
+                found.append("the continuation is empty")
+        return found
+
+    def pieces(self, chats: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+        """The tokens of each chat's pieces, each as it follows all before it: `chat_pairs` again
+        and again. Joined they are what a model would have read and written, piece by piece."""
+        joined = [["".join(chat[: n + 1]) for n in range(len(chat))] for chat in chats]
+        every = _unique(text for texts in joined for text in texts)
+        ids = dict(zip(every, self._call(every, special=False), strict=True))
+        found = []
+        for chat, texts in zip(chats, joined, strict=True):
+            before: list[int] = []
+            parts: list[list[int]] = []
+            for piece, text in zip(chat, texts, strict=True):
+                whole = ids[text]
+                apart = whole[: len(before)] != before
+                part = self._call([piece], special=False)[0] if apart else whole[len(before) :]
+                parts.append(part)
+                before = before + part
+            found.append(parts)
+        return found
+
+    def chats(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each rendered chat, to generate from; nothing is added."""
+        unique = _unique(texts)
+        ids = dict(zip(unique, self._call(unique, special=False), strict=True))
+        return [ids[text] for text in texts]
 
     def windows(self, texts: Sequence[str], max_length: int) -> "list[list[Pair] | str]":
         """Each document as pairs that score every token of it once, or why not, as a phrase.
@@ -130,7 +192,19 @@ def rolling_windows(tokens: list[int], prefix: int, max_length: int) -> list[Pai
     return pairs
 
 
-def _move_spaces(context: str, continuation: str) -> tuple[str, str]:
+def _by_kind(
+    texts: Sequence[T],
+    chats: Sequence[bool],
+    chat: Callable[[list[T]], list[R]],
+    plain: Callable[[list[T]], list[R]],
+) -> list[R]:
+    of_chats = iter(chat([text for text, is_chat in zip(texts, chats, strict=True) if is_chat]))
+    others = iter(plain([text for text, is_chat in zip(texts, chats, strict=True) if not is_chat]))
+    return [next(of_chats if is_chat else others) for is_chat in chats]
+
+
+def move_spaces(context: str, continuation: str) -> tuple[str, str]:
+    """The harness's rule: trailing spaces of the context count to the continuation."""
     kept = context.rstrip()
     return kept, context[len(kept) :] + continuation
 

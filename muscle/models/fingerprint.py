@@ -174,6 +174,53 @@ def same_tokenizer(a: Any, b: Any) -> str | None:
     return None
 
 
+def same_ids(old: Any, new: Any) -> str | None:
+    """None when two tokenizers give the same ids to every text, up to added tokens that only one
+    of them has (the markers of its chats); else why not, as a phrase.
+
+    That is what token-level distillation needs: an id that both have means the same in both.
+    """
+    added = {**old.get_added_vocab(), **new.get_added_vocab()}
+    vocab_old, vocab_new = old.get_vocab(), new.get_vocab()
+    alone = {t for t in added if (t in vocab_old) != (t in vocab_new)}
+    if not alone:
+        return same_tokenizer(old, new)
+    plain_old, plain_new = (
+        {t: i for t, i in v.items() if t not in alone} for v in (vocab_old, vocab_new)
+    )
+    if plain_old != plain_new:
+        token = min(t for t in {*plain_old, *plain_new} if plain_old.get(t) != plain_new.get(t))
+        return f"the token {token!r} is id {plain_old.get(token)} in one and " + (
+            f"{plain_new.get(token)} in the other"
+        )
+    taken: dict[int, str] = {i: t for t, i in plain_old.items()}
+    for token in sorted(alone):
+        index = added[token]
+        if taken.setdefault(index, token) != token:
+            return f"the id {index} is {taken[index]!r} in one and {token!r} in the other"
+    for text, ids_old, ids_new in zip(PROBES, _encodings(old), _encodings(new), strict=True):
+        if ids_old != ids_new:
+            return f"they encode {text!r} differently"
+    return None
+
+
+def vocabulary_note(old: Any, new: Any) -> str | None:
+    """What to say where two tokenizers with the same ids have other widths; else None."""
+    vocab_old, vocab_new = old.get_vocab(), new.get_vocab()
+    shared = vocab_old.keys() & vocab_new.keys()
+    if len(shared) == len(vocab_old) == len(vocab_new):
+        return None
+    alone = [
+        f"{len(mine) - len(shared)} are {name}'s alone ({', '.join(sorted(mine - shared)[:3])})"
+        for name, mine in (("old", vocab_old.keys()), ("new", vocab_new.keys()))
+        if len(mine) > len(shared)
+    ]
+    return (
+        f"old has {len(vocab_old):,} token ids and new {len(vocab_new):,}: old teaches by the "
+        f"{len(shared):,} shared ones; {' and '.join(alone)}"
+    )
+
+
 def _encodings(tokenizer: Any) -> list[list[int]]:
     return [list(tokenizer.encode(text)) for text in PROBES]
 

@@ -6,7 +6,7 @@ head (the padded vocabulary).
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from muscle.errors import UserError
@@ -80,6 +80,38 @@ class Head:
             result = torch.mm(gradient.to(weight.dtype), weight)
             factor = (1.0 if self.scale is None else self.scale) / (self.divisor or 1.0)
             return result if factor == 1.0 else result.mul_(factor)
+
+
+NEVER = -1e4
+"""The bias of an id that a model can't mean: its probability is 0."""
+
+
+def exchanged(head: Head, pair: tuple[int, int]) -> Head:
+    """A head in which two ids have changed places, so that (what old means by its own) is read
+    as (the student's own): [max(V, id + 1), D].
+
+    An id beyond the head's width is new to it: it gets the other's row, whose own place is
+    then never meant, and neither are the ids between.
+    """
+    import torch
+
+    one, other = sorted(pair)
+    width = head.width
+    order = list(range(max(width, other + 1)))
+    order[one], order[other] = order[other], order[one]
+    rows = torch.tensor(order, device=head.weight.device)
+    known = rows < width
+    weight = head.weight[rows.clamp(max=width - 1)]
+    bias = head.bias
+    if bool(known.all()):
+        bias = None if bias is None else bias[rows]
+    else:
+        bias = (
+            torch.zeros(width, dtype=weight.dtype, device=weight.device) if bias is None else bias
+        )
+        bias = torch.where(known, bias[rows.clamp(max=width - 1)], torch.full_like(bias[:1], NEVER))
+        weight = weight * known[:, None]
+    return replace(head, weight=weight, bias=bias)
 
 
 def head_of(model: Any) -> Head:

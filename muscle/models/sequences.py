@@ -5,9 +5,11 @@ the student's position i.
 """
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -21,18 +23,32 @@ from muscle.types import TrainingExample
 
 @dataclass(frozen=True)
 class Sequences:
-    """Tokenised examples: ids of sequence i, and the first position that is in the loss."""
+    """Tokenised examples: ids of sequence i, and the first position that is in the loss.
+
+    `spans` are a chat's ranges of positions in the loss, a turn of the assistant's each, its
+    end-of-turn token included; None for what is no chat: from `first` on, everything.
+    """
 
     ids: list[np.ndarray]
     first: list[int]
     truncated: int = 0
+    spans: list[tuple[tuple[int, int], ...] | None] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def targets(self, index: int) -> int:
         """How many tokens of a sequence are in the loss."""
-        return len(self.ids[index]) - self.first[index]
+        return sum(end - start for start, end in self.ranges(index))
+
+    def ranges(self, index: int) -> tuple[tuple[int, int], ...]:
+        """The ranges of a sequence's positions that are in the loss."""
+        spans = None if self.spans is None else self.spans[index]
+        return ((self.first[index], len(self.ids[index])),) if spans is None else spans
+
+    def answers(self, index: int) -> list[list[int]]:
+        """The tokens of a chat's turns without what ends them: the same in every template."""
+        return [self.ids[index][start : end - 1].tolist() for start, end in self.ranges(index)]
 
     def all_targets(self) -> int:
         """How many tokens of all sequences are in the loss."""
@@ -40,9 +56,13 @@ class Sequences:
 
     def fingerprint(self) -> str:
         """A hash of every token and of what is in the loss: equal for equal data, tokenizer,
-        length and `loss_on`."""
+        length and `loss_on`. Of a chat it is a hash of the answers alone, which are what two
+        templates have in common."""
         digest = hashlib.sha256()
-        for ids, first in zip(self.ids, self.first, strict=True):
+        for index, (ids, first) in enumerate(zip(self.ids, self.first, strict=True)):
+            if self.spans is not None and self.spans[index] is not None:
+                digest.update(json.dumps(self.answers(index)).encode())
+                continue
             digest.update(np.array([len(ids), first], dtype="<i8").tobytes())
             digest.update(ids.astype("<i8").tobytes())
         return digest.hexdigest()[:20]
@@ -54,7 +74,9 @@ class Batch:
 
     input_ids, attention_mask [B, L]; `scored` [B, L-1] marks the positions whose next
     token is in the loss; gold, sequence [N] are those tokens and their rows. `teachers` are
-    cached signals by name: final hidden states [N, D] at the same N positions.
+    cached signals by name: final hidden states [N, D] at the same N positions. `old` are
+    input_ids, attention_mask and scored of what the old teacher reads, where its chat template
+    is another: N positions again, those of the same answers in the same order.
     """
 
     input_ids: Tensor
@@ -63,6 +85,7 @@ class Batch:
     gold: Tensor
     sequence: Tensor
     teachers: Mapping[str, Tensor] = field(default_factory=dict)
+    old: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device."""
@@ -71,8 +94,10 @@ class Batch:
     def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The same batch with `change` applied to every tensor in it."""
         parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        changed = {n: change(v) for n, v in parts.items() if isinstance(v, Tensor)}
-        return replace(self, **changed, teachers={n: change(v) for n, v in self.teachers.items()})
+        changed: dict[str, Any] = {n: change(v) for n, v in parts.items() if isinstance(v, Tensor)}
+        for name in ("teachers", "old"):
+            changed[name] = {n: change(v) for n, v in parts[name].items()}
+        return replace(self, **changed)
 
 
 def tokenise(
@@ -83,14 +108,19 @@ def tokenise(
     The loss is on every token but the first (BOS, or the token nothing precedes) for
     loss_on "all", on the answer and EOS for "answer".
 
+    A chat is its text alone, whole, with the loss on the assistant's turns.
+
     Raises:
-        UserError: no examples, an example without an answer, a tokenizer without EOS.
+        UserError: no examples, an example without an answer, a tokenizer without EOS, a chat
+            longer than max_length.
     """
     eos = getattr(tokenizer, "eos_token_id", None)
     if eos is None:
         raise UserError("the tokenizer has no EOS token, so no answer could ever end")
     if not examples:
         raise UserError("there are no training examples")
+    if any(example.turns is not None for example in examples):
+        return _tokenise_chats(examples, tokenizer, max_length)
     pairs = Encoder(tokenizer).pairs([(e.prompt, e.answer) for e in examples])
     ids, first, truncated = [], [], 0
     for example, pair in zip(examples, pairs, strict=True):
@@ -103,6 +133,55 @@ def tokenise(
         ids.append(np.array(tokens[cut:], dtype=np.int64))
         first.append(max(1, start - cut))
     return Sequences(ids, first, truncated)
+
+
+def _tokenise_chats(
+    examples: Sequence[TrainingExample], tokenizer: Any, max_length: int
+) -> Sequences:
+    """Chats, piece by piece as a model meets them: what is said to it, what it is to write.
+
+    Each piece goes on from all before it as `Encoder.chat_pairs` has it, so that a turn's tokens
+    are those that generation after the same prompt would be scored by.
+    """
+    ids: list[np.ndarray] = []
+    spans: list[tuple[tuple[int, int], ...] | None] = []
+    for example, (tokens, ranges) in zip(examples, _chats(examples, tokenizer), strict=True):
+        if len(tokens) > max_length:
+            raise UserError(
+                f"training chat {example.id!r} has {len(tokens)} tokens, more than "
+                f"training.max_length {max_length}: chats are never cut"
+            )
+        ids.append(np.array(tokens, dtype=np.int64))
+        spans.append(ranges)
+    return Sequences(ids, [span[0][0] for span in spans if span], 0, spans)
+
+
+def chat_lengths(examples: Sequence[TrainingExample], tokenizer: Any) -> list[int]:
+    """How many tokens `tokenise` makes of each chat."""
+    return [len(tokens) for tokens, _ in _chats(examples, tokenizer)]
+
+
+def _chats(
+    examples: Sequence[TrainingExample], tokenizer: Any
+) -> list[tuple[list[int], tuple[tuple[int, int], ...]]]:
+    """Each chat's tokens up to its last turn's end, and the ranges of its turns among them."""
+    texts = []
+    for example in examples:
+        text, turns = example.prompt + example.answer, example.turns
+        if not turns or turns[0][0] < 1:
+            raise UserError(
+                f"training chat {example.id!r}: nothing is asked before the first answer"
+            )
+        cuts = [0, *(place for turn in turns for place in turn)]
+        texts.append([text[a:b] for a, b in pairwise(cuts)])
+    found = []
+    for example, parts in zip(examples, Encoder(tokenizer).pieces(texts), strict=True):
+        if not all(parts):
+            raise UserError(f"training chat {example.id!r}: a turn has no tokens")
+        ends = list(accumulate(map(len, parts)))
+        ranges = tuple((ends[n - 1], ends[n]) for n in range(1, len(parts), 2))
+        found.append(([token for part in parts for token in part], ranges))
+    return found
 
 
 def micro_batches(
@@ -149,6 +228,7 @@ def collate(data: Sequences, indices: Sequence[int], pad: int) -> Batch:
     for row, (index, tokens) in enumerate(zip(indices, rows, strict=True)):
         input_ids[row, : len(tokens)] = torch.from_numpy(tokens)
         attention_mask[row, : len(tokens)] = 1
-        scored[row, data.first[index] - 1 : len(tokens) - 1] = True
+        for start, end in data.ranges(index):
+            scored[row, start - 1 : end - 1] = True
     sequence = torch.arange(len(rows))[:, None].expand_as(scored)[scored]
     return Batch(input_ids, attention_mask, scored, input_ids[:, 1:][scored], sequence)

@@ -292,6 +292,7 @@ def _evaluation(facts: Facts, resources: ResourcesConfig, version: Version) -> S
     times = {v: _signals(experiment, v) for v in ("old", "new")}
     times["compat"] = len(experiment.runs)
     times["old"] += trains_again(experiment) or isinstance(experiment.noise_floor, str)
+    times["old"] += len(experiment.also)  # older releases, whose bases are about old's size
     count = times[version]
     adapters = times["old"] if version == "old" else times["new"] + times["compat"]
     budget = facts.scoring_budget(resources)

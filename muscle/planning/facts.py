@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from muscle import copies, storage
+from muscle.chats import Chats, chat_split, chats_of
 from muscle.config import AdapterConfig, Experiment, ResourcesConfig, VersionConfig
 from muscle.errors import UserError
 from muscle.losses.needs import different_tokenizers, needed_teachers
 from muscle.models.compatibility import check_adapter
-from muscle.models.fingerprint import same_tokenizer
+from muscle.models.fingerprint import same_ids
 from muscle.models.load import chosen_window, context_window, load_config, load_tokenizer
 from muscle.models.sequences import Sequences, tokenise
 from muscle.planning.hardware import Hardware, find_hardware
@@ -24,7 +25,6 @@ from muscle.planning.meta import (
     trace_training,
 )
 from muscle.planning.work import Asked, Work, evaluation_work, forward_work, training_work
-from muscle.splits import training_split
 from muscle.tasks import Task, load_task
 
 
@@ -167,7 +167,7 @@ def gather_facts(experiment: Experiment, output: str) -> Facts:
     hardware = find_hardware(experiment.hardware)  # first: it is quick to be wrong about
     versions = {"old": experiment.old, "new": experiment.new}
     tokenizers = {name: _named(name, _tokenizer, version) for name, version in versions.items()}
-    reason = same_tokenizer(tokenizers["old"], tokenizers["new"])
+    reason = same_ids(tokenizers["old"], tokenizers["new"])
     if reason is not None and "old" in needed_teachers(experiment.compatibility):
         raise UserError(different_tokenizers(reason))
     configs = {
@@ -180,18 +180,29 @@ def gather_facts(experiment: Experiment, output: str) -> Facts:
         _named(name, _models, version, experiment, configs[name], models)
         for name, version in versions.items()
     )
-    read = [_named("old", _tokens, experiment, task, configs["old"], tokenizers["old"])]
-    # One tokenizer and window: one reading.
-    if reason is None and context_window(configs["old"]) == context_window(configs["new"]):
+    chats = chats_of(experiment, task)
+    asked = chats.prompting_of("new") if chats else None
+
+    def tokens(name: str) -> Any:
+        given = (experiment, task, chats, name, configs[name], tokenizers[name])
+        return _named(name, _tokens, *given)
+
+    read = [tokens("old")]
+    # One tokenizer, template and window: one reading.
+    if (
+        reason is None
+        and chats is None
+        and context_window(configs["old"]) == context_window(configs["new"])
+    ):
         read *= 2
     else:
-        read.append(_named("new", _tokens, experiment, task, configs["new"], tokenizers["new"]))
+        read.append(tokens("new"))
     return Facts(
         experiment=experiment,
         hardware=hardware,
         old=Wing("old", *old, *read[0]),
         new=Wing("new", *new, *read[1]),
-        examples=len(task.queries(experiment.evaluation.limit)),
+        examples=len(task.queries(experiment.evaluation.limit, asked)),
         disk_free=storage.disk_free(experiment.storage or output),
     )
 
@@ -232,13 +243,14 @@ def _models(
 
 
 def _tokens(
-    experiment: Experiment, task: Task, config: Any, tokenizer: Any
+    experiment: Experiment, task: Task, chats: Chats | None, name: str, config: Any, tokenizer: Any
 ) -> tuple[Sequences, Sequences, Asked]:
-    """(training, validation, evaluation) in tokens."""
+    """(training, validation, evaluation) in tokens, as a version reads them."""
     settings, evaluation = experiment.training, experiment.evaluation
     train, validation = (
         tokenise(part, tokenizer, settings.max_length, settings.loss_on)
-        for part in training_split(experiment, task)
+        for part in chat_split(experiment, task, chats, name)
     )
     window = chosen_window("its base", config, tokenizer, evaluation.max_length)
-    return train, validation, evaluation_work(task.queries(evaluation.limit), tokenizer, window)
+    queries = task.queries(evaluation.limit, chats.prompting_of(name) if chats else None)
+    return train, validation, evaluation_work(queries, tokenizer, window)

@@ -104,8 +104,10 @@ def evaluation_work(queries: Sequence[Query], tokenizer: Any, window: int) -> As
     """Tokens of the evaluation, as `muscle.evaluation` runs it: requests of one example
     form a tree, whose shared tokens run once."""
     encoder = Encoder(tokenizer)
-    choices = [r for q in queries for r in q.requests if r.kind == "loglikelihood"]
-    pairs = iter(encoder.pairs([(r.context, r.continuation) for r in choices]))
+    asked = [(r, q.chat is not None) for q in queries for r in q.requests]
+    choices = [(r, chat) for r, chat in asked if r.kind == "loglikelihood"]
+    texts = [(r.context, r.continuation) for r, _ in choices]
+    pairs = iter(encoder.scored(texts, [chat for _, chat in choices]))
     total = {"tokens": 0, "squares": 0, "scored": 0, "generated": 0, "requests": 0, "longest": 0}
 
     def add(length: int, fresh: int, scored: int) -> None:
@@ -130,9 +132,9 @@ def evaluation_work(queries: Sequence[Query], tokenizer: Any, window: int) -> As
                     for pair in [] if isinstance(part, str) else part:
                         length = len(pair.context) + len(pair.continuation)
                         add(length, length, len(pair.continuation))
-    writes = [r for q in queries for r in q.requests if r.kind == "generate_until"]
-    contexts = encoder.contexts([r.context for r in writes])
-    for request, context in zip(writes, contexts, strict=True):
+    writes = [(r, chat) for r, chat in asked if r.kind == "generate_until"]
+    contexts = encoder.begun([r.context for r, _ in writes], [chat for _, chat in writes])
+    for (request, _), context in zip(writes, contexts, strict=True):
         new = _new_tokens(request.generation)
         length = min(window, len(context) + new)
         add(length, length, new)

@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,24 +53,17 @@ def write_page(folder: str, *, max_bytes: int = 60_000_000) -> None:
 
 
 def _render(report: Mapping[str, Any], gate: Mapping[str, Any] | None) -> str:
-    style = (TEMPLATES / "page.css").read_text(encoding="utf-8")
-    script = "".join(
-        (TEMPLATES / "page" / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS
-    )
     import markupsafe
 
     shown = page_view(report, gate)
     if gate is not None and is_stale(report, gate):
         gate = None  # the page says so; its waivers are of other flips
     return (
-        _environment()
+        page_environment()
         .get_template(TEMPLATE)
         .render(
             **shown,
-            style=markupsafe.Markup(style),
-            script=markupsafe.Markup(script),
-            style_hash=_hash(style),
-            script_hash=_hash(script),
+            **fixed_parts(SCRIPTS),
             facts=markupsafe.Markup(safe_json(_facts(report, gate))),
             here=markupsafe.Markup(_HERE),
             slice_columns=[slice_columns(report["tasks"][t["name"]]) for t in shown["tasks"]],
@@ -78,12 +71,33 @@ def _render(report: Mapping[str, Any], gate: Mapping[str, Any] | None) -> str:
     )
 
 
+def fixed_parts(scripts: Sequence[str], more_style: str = "") -> dict[str, Any]:
+    """A page's style and script, and their hashes for its content security policy.
+
+    Args:
+        scripts: of `templates/page`, in the order in which they run.
+        more_style: put after the common one.
+    """
+    import markupsafe
+
+    style = (TEMPLATES / "page.css").read_text(encoding="utf-8") + more_style
+    script = "".join(
+        (TEMPLATES / "page" / f"{name}.js").read_text(encoding="utf-8") for name in scripts
+    )
+    return {
+        "style": markupsafe.Markup(style),
+        "script": markupsafe.Markup(script),
+        "style_hash": _hash(style),
+        "script_hash": _hash(script),
+    }
+
+
 def _hash(text: str) -> str:
     """What a content security policy calls this very text."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _environment() -> "jinja2.Environment":
+def page_environment() -> "jinja2.Environment":
     """Templates in which every value is escaped and no character is invisible."""
     import jinja2
 

@@ -19,8 +19,9 @@ from muscle.report.closer import (
     replaced_view,
     slice_rows,
 )
+from muscle.report.older_view import older_views
 from muscle.report.page import flat
-from muscle.report.verdict import excluded_lines, notes_view, verdict_view
+from muscle.report.verdict import engine_line, excluded_lines, notes_view, verdict_view
 from muscle.types import VERSIONS
 
 MANY = 4
@@ -35,10 +36,12 @@ def page_view(report: Mapping[str, Any], gate: Mapping[str, Any] | None) -> dict
         "verdict": verdict_view(report, gate),
         "tasks": tasks,
         "notes": notes_view(report),
+        "engine": engine_line(report),
         "open": len(tasks) <= MANY,
         "overview": _overview(report),
         "charts": charts(report),
         "changes": any("compat" in t["versions"] for t in report["tasks"].values()),
+        "older": any(task["older"] for task in tasks),
         "groups": [group_view(name, group) for name, group in report.get("groups", {}).items()],
         "group_columns": group_columns(report),
         "command": provenance.get("command"),
@@ -68,6 +71,7 @@ def _task(index: int, name: str, task: Mapping[str, Any]) -> dict[str, Any]:
         "score": view.score_row(block),
         "counts": view.count_rows(block),
         "reduction": view.reduction_rows(block),
+        "older": older_views(block),
         "seeds": _seeds(block),
         "histograms": [h for p in pairs if (h := histogram_view(p, block["pairs"][p]))],
         "slices": slice_rows(block),

@@ -10,9 +10,10 @@ from muscle.report import view
 from muscle.report.build import SCHEMA
 from muscle.report.example_rows import pick_flips
 from muscle.report.examples import FlipExample
+from muscle.report.older_view import older_views
 from muscle.report.private import without_instructions
 from muscle.report.text import markdown, one_line, p_value, percent, plain
-from muscle.report.verdict import excluded_lines, notes_view, verdict_view
+from muscle.report.verdict import engine_line, excluded_lines, notes_view, verdict_view
 from muscle.storage import exists, join, read_json, sha256, write_bytes
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def _render(
         .render(
             verdict=None if gate is None else verdict_view(report, gate),
             notes=notes_view(report),
+            engine=engine_line(report),
             provenance=list(flat(report["provenance"])),
             tasks=tasks,
         )
@@ -155,6 +157,7 @@ def task_view(name: str, task: dict[str, Any]) -> dict[str, Any]:
         "excluded": excluded_lines(task),
         "tests": view.tests_in_words(task),
         "slices": list(significant_slices(task)),
+        "older": older_views(task),
     }
 
 

@@ -33,11 +33,16 @@ def without_instructions(report: Mapping[str, Any]) -> dict[str, Any]:
             for key, value in node.items()
         }
 
-    tasks = {
-        name: {**task, "comparability": [_hashed(n) for n in task.get("comparability") or []]}
-        for name, task in report["tasks"].items()
-    }
+    tasks = {name: _hashed_notes(task) for name, task in report["tasks"].items()}
     return {**report, "provenance": hidden(report["provenance"]), "tasks": tasks}
+
+
+def _hashed_notes(block: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's block, or an older release's in it."""
+    found = {**block, "comparability": [_hashed(n) for n in block.get("comparability") or []]}
+    if block.get("also"):
+        found["also"] = {label: _hashed_notes(older) for label, older in block["also"].items()}
+    return found
 
 
 def _hashed(note: Mapping[str, Any]) -> dict[str, Any]:

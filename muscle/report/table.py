@@ -10,6 +10,7 @@ from rich.text import Text
 
 from muscle.report import view
 from muscle.report.examples import FlipExample
+from muscle.report.older_view import older_views
 from muscle.report.text import one_line
 
 _ASCII = str.maketrans({"→": "->", "−": "-", "Δ": "d", "–": "-", "…": "...", "κ": "kappa"})
@@ -32,6 +33,9 @@ def print_table(report: dict[str, Any], console: Console | None = None) -> None:
         console.print(title)
         console.print(_table(task, console))
         console.print(literal(one_line(view.reading(task), 600), console))
+        for older in older_views(task):
+            said = f"Since {older['label']}: {older['reading']}"
+            console.print(literal(one_line(said, 600), console))
         console.print()
 
 

@@ -145,6 +145,20 @@ def notes_view(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def engine_line(report: Mapping[str, Any]) -> str | None:
+    """Who answered, where that is known to be one engine; others stand in `notes_view`."""
+    provenance = report["provenance"]
+    if isinstance(provenance.get("experiment"), Mapping):
+        sides = [provenance["experiment"].get("evaluation")]
+    else:
+        versions = provenance.get("inputs")
+        tasks = versions.values() if isinstance(versions, Mapping) else ()
+        sides = [side for found in tasks if isinstance(found, Mapping) for side in found.values()]
+    named = {side.get("backend") if isinstance(side, Mapping) else None for side in sides}
+    engine = named.pop() if len(named) == 1 else None
+    return engine if isinstance(engine, str) else None
+
+
 def nothing_right(task: Mapping[str, Any]) -> bool:
     """Whether old has no right answer, so that no flip could be seen."""
     return bool(task["n"] and not task.get("continuous") and task["versions"]["old"]["score"] == 0)

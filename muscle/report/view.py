@@ -92,9 +92,10 @@ def _interval(measure: Measure, bounds: list[float] | None, signed: bool = False
     return f"[{low}, {high}]"
 
 
-def _cell(
+def cell(
     measure: Measure, value: float | None, bounds: list[float] | None, signed: bool = False
 ) -> str:
+    """A number and its interval, as a measure shows them."""
     return f"{_value(measure, value, signed)} {_interval(measure, bounds, signed)}".rstrip()
 
 
@@ -117,7 +118,7 @@ def score_row(task: dict[str, Any]) -> Row:
     """The scores, a cell for each version."""
     entries = [task["versions"][v] for v in versions(task)]
     score = fit(task, SCORE)
-    return Row(score.label, tuple(_cell(score, e["score"], e["ci95"]) for e in entries))
+    return Row(score.label, tuple(cell(score, e["score"], e["ci95"]) for e in entries))
 
 
 def rate_rows(task: dict[str, Any], full: bool = False) -> list[Row]:
@@ -129,7 +130,7 @@ def rate_rows(task: dict[str, Any], full: bool = False) -> list[Row]:
         m = fit(task, measure)
         if all(m.key in e for e in entries):
             signed = m.key == "gain"
-            cells = tuple(_cell(m, e[m.key], e["ci95"].get(m.key), signed) for e in entries)
+            cells = tuple(cell(m, e[m.key], e["ci95"].get(m.key), signed) for e in entries)
             rows.append(Row(m.label, cells))
     return rows + noise_rows(task)
 
@@ -139,10 +140,10 @@ def noise_rows(task: dict[str, Any]) -> list[Row]:
     noise = task.get("noise_floor")
     if not noise:
         return []
-    floor = _cell(NOISE, noise["nfr"], noise["ci95"]["nfr"])
+    floor = cell(NOISE, noise["nfr"], noise["ci95"]["nfr"])
     found = [noise["excess"].get(p) for p in pairs(task)]
     beyond = [
-        NOTHING if e is None else _cell(EXCESS, e["nfr"], e["ci95"]["nfr"], True) for e in found
+        NOTHING if e is None else cell(EXCESS, e["nfr"], e["ci95"]["nfr"], True) for e in found
     ]
     return [
         Row(NOISE.label, tuple(NOTHING if e is None else floor for e in found)),

@@ -11,8 +11,8 @@ MARK = "muscle: results in "
 _SAID = re.compile(
     rf"^{re.escape(MARK)}(?P<output>.+) \((?P<file>\S+) (?P<digest>[0-9a-f]{{64}})\)$"
 )
-MAIN = {"run": "report.json", "tune": "tune.json"}
-"""The file by which a copy of the results is known to be this run's."""
+MAIN = {"run": ("fleet.json", "report.json"), "tune": ("tune.json",)}
+"""The files, the first that is there, by which a copy of the results is known to be this run's."""
 
 
 def arguments_here(arguments: Sequence[str]) -> list[str]:
@@ -47,13 +47,11 @@ def output_in(arguments: Sequence[str]) -> str | None:
 
 def say_results(kind: str, output: str | None) -> None:
     """Print where results are, with the digest of the main file, for who follows the log."""
-    name = MAIN.get(kind)
-    if name is None or output is None:
-        return
-    path = storage.join(output, name)
-    if storage.exists(path):
-        digest = storage.sha256(storage.absolute(path))
-        print(f"{MARK}{storage.absolute(output)} ({name} {digest})", flush=True)
+    for name in MAIN.get(kind, ()):
+        if output is not None and storage.exists(path := storage.join(output, name)):
+            digest = storage.sha256(storage.absolute(path))
+            print(f"{MARK}{storage.absolute(output)} ({name} {digest})", flush=True)
+            return
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,19 @@ from muscle import __version__
 from muscle.credentials import secret_in
 from muscle.errors import UserError
 from muscle.experiment import check_raw, expand, read_raw, refuse_secrets
-from muscle.submission.places import Place, check_place, elsewhere, here, output_of, places, put
+from muscle.fleet.settings import check_fleet, entries_of
+from muscle.overrides import FLEET
+from muscle.submission.places import (
+    Place,
+    check_place,
+    elsewhere,
+    entry_name,
+    get,
+    here,
+    output_of,
+    places,
+    put,
+)
 from muscle.training.settings import read_deepspeed
 
 LIMIT = 5 * 2**20
@@ -71,18 +83,25 @@ class Package:
 def pack(
     file: Path, overrides: Sequence[str] = (), output: str | None = None, tune: bool = False
 ) -> Package:
-    """An experiment as a package. `${NAME}`s stay: they are read on the cluster.
+    """An experiment, or a fleet, as a package. `${NAME}`s stay: they are read on the cluster.
 
     Raises:
-        UserError: an invalid experiment, a secret in it, something that only this machine has,
+        UserError: an invalid experiment, a fleet to tune, a secret, what only this machine has,
             no place for the results, a package above `LIMIT`.
     """
     raw = read_raw(file, overrides)
     refuse_secrets({**raw, "--output": output})
-    check_raw(raw, file)
+    if FLEET in raw:
+        if tune:
+            raise UserError(f"--tune searches one experiment's settings, and {file} holds a fleet")
+        check_fleet(raw, file)
+        raw[FLEET] = entries_of(raw, file)
+    else:
+        check_raw(raw, file)
     raw["name"] = expand(raw["name"], "name")  # the job is called by it
     where = output_of(raw, output, tune)
-    _check_tracking(raw)
+    for settings in (raw, *raw.get(FLEET, [])):
+        _check_tracking(settings)
     files: dict[str, bytes] = {}
     notes = []
     for place in places(raw):
@@ -117,7 +136,8 @@ def _take(place: Place, folder: Path, raw: dict[str, Any], files: dict[str, byte
         return _take_folder(place, found, raw, files)
     if place.setting == "resources.deepspeed":
         read_deepspeed(str(found))
-    name = f"{place.setting.rpartition('.')[2]}-{_plain(found.name)}"
+    of = entry_name(place.setting, raw)
+    name = f"{of}{'-' if of else ''}{place.setting.rpartition('.')[2]}-{_plain(found.name)}"
     files[name] = _read(found, place)
     put(raw, place.setting, name)
     return []
@@ -126,6 +146,8 @@ def _take(place: Place, folder: Path, raw: dict[str, Any], files: dict[str, byte
 def _take_folder(
     place: Place, folder: Path, raw: dict[str, Any], files: dict[str, bytes]
 ) -> list[str]:
+    of = entry_name(place.setting, raw)
+    target = f"{TASKS}-{of}" if of else TASKS
     left = 0
     found = []
     for path in folder.rglob("*"):
@@ -143,10 +165,10 @@ def _take_folder(
         if path.suffix not in _TASK_FILES:
             left += 1
             continue
-        files["/".join([TASKS, *parts])] = _read(path, place)
-    if not any(name.startswith(f"{TASKS}/") for name in files):
+        files["/".join([target, *parts])] = _read(path, place)
+    if not any(name.startswith(f"{target}/") for name in files):
         raise UserError(f"setting '{place.setting}': {place.value} holds no YAML of a task")
-    put(raw, place.setting, TASKS)
+    put(raw, place.setting, target)
     if not left:
         return []
     return [f"{place.value}: {left} files that are neither YAML nor Python stay here"]
@@ -180,7 +202,7 @@ def _check_tracking(raw: dict[str, Any]) -> None:
 
 def _unpinned(place: Place, raw: dict[str, Any]) -> list[str]:
     """A remark where a hub model has no revision."""
-    version = raw[place.setting.partition(".")[0]] if place.kind == "model" else {}
+    version = get(raw, place.setting.rpartition(".")[0]) if place.kind == "model" else {}
     local = elsewhere(place.value) or place.value.startswith("testbed:")
     if place.kind != "model" or local or version.get("revision"):
         return []

@@ -11,6 +11,7 @@ from fsspec.registry import known_implementations
 
 from muscle.errors import UserError
 from muscle.experiment import VARIABLE, refuse_unfilled
+from muscle.overrides import FLEET, find_entry
 from muscle.storage import join
 
 _OWN = {"memory", "file", "local"}
@@ -31,19 +32,30 @@ class Place:
 
 
 def places(raw: dict[str, Any]) -> Iterator[Place]:
-    """Every path that an experiment's settings name, but `storage`."""
+    """Every path that the settings of an experiment, or of a fleet, name, but `storage`."""
+    yield from _places(raw, "")
+    for entry in raw.get(FLEET, []):
+        yield from _places(entry, f"{FLEET}.{entry['name']}.")
+
+
+def _places(raw: dict[str, Any], prefix: str) -> Iterator[Place]:
     kinds: list[tuple[str, Kind]] = [
         ("old.model", "model"),
         ("new.model", "model"),
         ("old.adapter", "adapter"),
         ("new.adapter", "adapter"),
+        ("old.release", "data"),
+        ("new.release", "data"),
         ("noise_floor", "adapter"),
         ("task.train", "data"),
+        ("task.validation", "data"),
         ("task.test", "data"),
         ("task.data_files.train", "data"),
         ("task.data_files.validation", "data"),
         ("task.data_files.test", "data"),
         ("task.include_path", "folder"),
+        ("old.chat_template", "file"),
+        ("new.chat_template", "file"),
         ("gate.must_keep", "file"),
         ("gate.waive", "file"),
         ("resources.deepspeed", "file"),
@@ -52,22 +64,41 @@ def places(raw: dict[str, Any]) -> Iterator[Place]:
         value = get(raw, setting)
         stage = setting == "resources.deepspeed" and not str(value).endswith(".json")
         if isinstance(value, str) and value and not stage:
-            yield Place(setting, value, kind)
+            yield Place(prefix + setting, value, kind)
+    older = raw.get("also")
+    for value in older if isinstance(older, list) else ():
+        name, equals, path = str(value).partition("=")
+        yield Place(f"{prefix}also", path if equals and "/" not in name else str(value), "data")
 
 
 def get(raw: Any, setting: str) -> Any:
     """A setting by its dotted name; None where there is none."""
-    for name in setting.split("."):
+    raw, names = _inside(raw, setting)
+    for name in names:
         raw = raw.get(name) if isinstance(raw, dict) else None
     return raw
 
 
 def put(raw: dict[str, Any], setting: str, value: str) -> None:
     """Set a setting that is there."""
-    *parents, last = setting.split(".")
+    raw, (*parents, last) = _inside(raw, setting)
     for name in parents:
         raw = raw[name]
     raw[last] = value
+
+
+def entry_name(setting: str, raw: dict[str, Any]) -> str:
+    """The name of the fleet's entry that a setting is of; empty where it is common."""
+    if not setting.startswith(f"{FLEET}."):
+        return ""
+    return str(find_entry(raw[FLEET], setting)[0]["name"])
+
+
+def _inside(raw: Any, setting: str) -> tuple[Any, list[str]]:
+    """The settings that a dotted name is of, and its parts there."""
+    if setting.startswith(f"{FLEET}.") and isinstance(raw, dict):
+        return find_entry(raw[FLEET], setting)
+    return raw, setting.split(".")
 
 
 def elsewhere(value: str) -> bool:

@@ -2,8 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from muscle.errors import UserError
+
+if TYPE_CHECKING:
+    from muscle.models.chat_template import ChatTemplate
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +21,8 @@ class Prompting:
     chat_name             tells one `chat` from another, for keys and messages
     fewshot_as_multiturn  each few-shot example is a turn of its own, else all of the
                           prompt is one message of the user
+    template              for tasks whose examples are chats: the version's own template
+    server                for such tasks: the chats go to a server, which renders them itself
 
     It changes what a model is asked, never how an answer is judged.
 
@@ -28,6 +34,8 @@ class Prompting:
     chat: Callable[[list[dict[str, str]], bool], str] | None = None
     chat_name: str | None = None
     fewshot_as_multiturn: bool = False
+    template: "ChatTemplate | None" = None
+    server: bool = False
 
     def __post_init__(self) -> None:
         if self.fewshot_as_multiturn and self.chat is None:

@@ -9,14 +9,17 @@ examples stand side by side.
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from muscle.errors import UserError
 from muscle.types import TrainingExample
 
 
 def split(
-    examples: Sequence[TrainingExample], data_seed: int, validation_fraction: float
+    examples: Sequence[TrainingExample],
+    data_seed: int,
+    validation_fraction: float,
+    groups: Mapping[str, str] | None = None,
 ) -> tuple[list[TrainingExample], list[TrainingExample]]:
     """(training, validation) examples, each in the order of `examples`.
 
@@ -24,25 +27,31 @@ def split(
     measures what was trained on. Validation holds about `validation_fraction` of the
     examples (exactly, rounded to whole examples, if none occurs twice).
 
+    Args:
+        groups: id -> a group of near-copies, which go to the same side too.
+
     Raises:
         UserError: one of the sides would be empty.
     """
-    groups = _groups(examples, data_seed, "split")
+    found = _groups(examples, data_seed, "split", groups)
     wanted = round(len(examples) * validation_fraction)
-    held_out = {index for group in _first(groups, wanted) for index in group}
+    held_out = {index for group in _first(found, wanted) for index in group}
     validation = [e for i, e in enumerate(examples) if i in held_out]
     training = [e for i, e in enumerate(examples) if i not in held_out]
     if not training or not validation:
         side = "training" if not training else "validation"
         raise UserError(
-            f"{len(examples)} training examples ({len(groups)} different) leave no {side} "
+            f"{len(examples)} training examples ({len(found)} different) leave no {side} "
             f"example at training.validation_fraction {validation_fraction}: give more examples"
         )
     return training, validation
 
 
 def hold_out(
-    examples: Sequence[TrainingExample], data_seed: int, fraction: float
+    examples: Sequence[TrainingExample],
+    data_seed: int,
+    fraction: float,
+    groups: Mapping[str, str] | None = None,
 ) -> tuple[list[TrainingExample], list[TrainingExample], list[TrainingExample]]:
     """(rest, a, b), each in the order of `examples`: a and b are held out for a search.
 
@@ -52,11 +61,14 @@ def hold_out(
     occurs twice) and differ by at most one where few occur twice: no group of equal examples
     could change sides to make them more equal.
 
+    Args:
+        groups: as in `split`.
+
     Raises:
         UserError: one of the three would be empty.
     """
-    groups = _groups(examples, data_seed, "tuning")
-    held_out = _first(groups, round(len(examples) * fraction))
+    found = _groups(examples, data_seed, "tuning", groups)
+    held_out = _first(found, round(len(examples) * fraction))
     halves: tuple[set[int], set[int]] = (set(), set())
     for group in sorted(held_out, key=len, reverse=True):  # the large ones first, else by rank
         min(halves, key=len).update(group)
@@ -65,7 +77,7 @@ def hold_out(
     rest = [e for i, e in enumerate(examples) if i not in taken]
     if not rest or not a or not b:
         raise UserError(
-            f"{len(examples)} training examples ({len(groups)} different) leave "
+            f"{len(examples)} training examples ({len(found)} different) leave "
             f"{'none to train on' if not rest else 'fewer than two different ones to tune on'} "
             f"at training.tuning_fraction {fraction}: give more examples or another fraction"
         )
@@ -83,12 +95,36 @@ def limit_examples(
     return [examples[i] for i in sorted(order[:limit])]
 
 
-def _groups(examples: Sequence[TrainingExample], seed: int, word: str) -> list[list[int]]:
-    """The places of equal examples together, groups in a seeded order; `word` tells its use."""
-    groups: dict[bytes, list[int]] = defaultdict(list)
+def _groups(
+    examples: Sequence[TrainingExample], seed: int, word: str, near: Mapping[str, str] | None = None
+) -> list[list[int]]:
+    """The places of equal examples together, and of near-copies, groups in a seeded order; `word`
+    tells its use."""
+    same: dict[bytes, list[int]] = defaultdict(list)
     for index, example in enumerate(examples):
-        groups[_rank(seed, word, example.prompt, example.answer)].append(index)
-    return [group for _, group in sorted(groups.items())]
+        same[_rank(seed, word, example.prompt, example.answer)].append(index)
+    if not near:
+        return [group for _, group in sorted(same.items())]
+    # Equal examples may stand in two groups of near-copies, which are then one.
+    first: dict[str, int] = {}
+    parent = list(range(len(examples)))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            index = parent[index]
+        return index
+
+    for equal in same.values():
+        for index in equal:
+            parent[root(index)] = root(equal[0])
+            near_one = near.get(examples[index].id)
+            if near_one is not None:
+                parent[root(index)] = root(first.setdefault(near_one, index))
+    merged: dict[int, list[int]] = defaultdict(list)
+    for index in range(len(examples)):
+        merged[root(index)].append(index)
+    ranks = {group[0]: _rank(seed, word, examples[group[0]].id) for group in merged.values()}
+    return sorted(merged.values(), key=lambda group: ranks[group[0]])
 
 
 def _first(groups: Sequence[list[int]], wanted: int) -> list[list[int]]:

@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import astuple, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from muscle.config import TaskConfig
 from muscle.errors import UserError
@@ -15,6 +15,9 @@ from muscle.tasks.judge import Judge, Judged
 from muscle.tasks.prompting import PLAIN, Prompting
 from muscle.types import Answer, Prediction, Query, TrainingExample
 
+if TYPE_CHECKING:
+    from muscle.models.chat_template import ChatTemplate
+
 
 def load_task(config: TaskConfig) -> "Task":
     """Build the task that a config describes; imports the harness (seconds).
@@ -22,6 +25,10 @@ def load_task(config: TaskConfig) -> "Task":
     Raises:
         UserError: anything about the task that the user can mend.
     """
+    if config.is_chat:
+        from muscle.tasks.chat import load_chat_task
+
+        return load_chat_task(config)
     if config.is_own:
         from muscle.tasks.own import build_own_task
 
@@ -40,7 +47,14 @@ class Task:
     metric, filter    what decides whether an answer is right
     version           the harness's version of the task, as text
     higher_is_better  always true of the deciding metric (others are refused)
+    notes             what a user should know of its data
+    date              today, as chat templates are told it; None: the fixed day
+    groups            training ids -> groups that stay on one side of every split; mostly none
+
+    What takes a template or a prompting needs it for chats alone (`muscle.tasks.chat`).
     """
+
+    is_chat = False
 
     def __init__(self, config: TaskConfig, harness: Any) -> None:
         self.name = config.name
@@ -57,6 +71,9 @@ class Task:
         self._judge = Judge(harness, *self._judging)
         self.version = str(harness.VERSION)
         self.higher_is_better = True
+        self.notes: tuple[str, ...] = ()
+        self.date = config.date
+        self.groups: dict[str, str] = {}
         self._training: tuple[Any, list[str]] | None = None
         self._examples: list[TrainingExample] | None = None
         self._ids: list[str] | None = None  # of the evaluation examples, if not by their rows
@@ -85,7 +102,7 @@ class Task:
         """Whether there is a training split with prompts and answers."""
         return bool(self._harness.has_training_docs()) and not self._scores_documents
 
-    def training_examples(self) -> list[TrainingExample]:
+    def training_examples(self, template: "ChatTemplate | None" = None) -> list[TrainingExample]:
         """The training split, zero-shot, with the gold answer exactly as it is scored.
 
         Raises:
@@ -96,6 +113,16 @@ class Task:
         if self._examples is None:
             self._examples = self._build_examples()
         return list(self._examples)
+
+    def validation_examples(
+        self, template: "ChatTemplate | None" = None
+    ) -> list[TrainingExample] | None:
+        """The examples of a validation file of the user's; None where there is none."""
+        return None
+
+    def template_notes(self, template: "ChatTemplate", who: str) -> tuple[str, ...]:
+        """What one version's chat template makes of the data that its user should know."""
+        return ()
 
     def on_training(self, ids: Collection[str]) -> "Task":
         """This task, evaluated on the training examples with these ids, in their order.
@@ -159,7 +186,12 @@ class Task:
             self._asked = (limit, prompting, self._chat_queries(limit, prompting, items))
         return list(self._asked[2])
 
-    def judge(self, answers: Sequence[Answer], limit: int | None = None) -> Judged:
+    def judge(
+        self,
+        answers: Sequence[Answer],
+        limit: int | None = None,
+        prompting: Prompting | None = None,
+    ) -> Judged:
         """Judge one answer for each of `queries(limit)`, whatever they were prompted with.
 
         An answer with an error becomes a prediction without a score, never a lost row.
@@ -185,7 +217,7 @@ class Task:
         """sha256 over all that the task puts into training and evaluation, no paths."""
         return _sha256([self.training_fingerprint(), self.evaluation_fingerprint()])
 
-    def training_fingerprint(self) -> str:
+    def training_fingerprint(self, template: "ChatTemplate | None" = None) -> str:
         """sha256 over the rendered training examples (or over there being none)."""
         examples = self.training_examples() if self.has_training else []
         return _sha256([_parts(example) for example in examples])

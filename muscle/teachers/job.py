@@ -28,10 +28,15 @@ class TeacherAsk:
 
 @dataclass(frozen=True)
 class TeacherBase:
-    """One base model, loaded once, and the signals that are wanted of it."""
+    """One base model, loaded once, and the signals that are wanted of it.
+
+    examples  folder with train.parquet, where this base reads its chats by a template of its
+              own; None: the job's
+    """
 
     base: VersionConfig
     asks: tuple[TeacherAsk, ...]
+    examples: str | None = None
 
 
 @dataclass(frozen=True)

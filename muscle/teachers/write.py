@@ -43,7 +43,7 @@ class Writer:
         name, revision = base.base.model, base.base.revision
         tokenizer = load_tokenizer(name, revision)
         self.base, self.job = base, job
-        self.examples = read_examples(storage.join(job.examples, "train.parquet"))
+        self.examples = read_examples(storage.join(base.examples or job.examples, "train.parquet"))
         self.data = tokenise(self.examples, tokenizer, job.max_length, job.loss_on)
         self.fingerprint = self.data.fingerprint()
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0

@@ -55,6 +55,8 @@ class Batches:
     """Makes batches of the two splits; a context manager that ends its thread.
 
     attach: adds cached teacher signals to training batches; called in the thread.
+    old: the training split as an old teacher beside the student reads it, and its padding,
+        where its chat template is another.
     """
 
     def __init__(
@@ -63,7 +65,9 @@ class Batches:
         pad: int,
         device: str,
         attach: Attach | None = None,
+        old: tuple[Sequences, int] | None = None,
     ):
+        self.old = old
         self.splits, self.pad, self.device, self.attach = splits, pad, torch.device(device), attach
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="muscle-batches")
         # Copies of their own stream run beside the computation.
@@ -106,6 +110,10 @@ class Batches:
         batch = collate(self.splits[split], rows, self.pad)
         if split == "train" and self.attach is not None:
             batch = replace(batch, teachers=dict(self.attach(rows)))
+        if split == "train" and self.old is not None:
+            other = collate(self.old[0], rows, self.old[1])
+            names = ("input_ids", "attention_mask", "scored")
+            batch = replace(batch, old={name: getattr(other, name) for name in names})
         if self._stream is None:
             return batch.to(self.device), None
         with torch.cuda.stream(self._stream):

@@ -43,6 +43,9 @@ class TrainJob:
     logs            folder of the training curves; None keeps them in the artifact only
     tracking        where else curves go
     until           stop after so many epochs with the best one's adapter; None: train to the end
+    old_examples    the same examples as the old teacher reads them, where its chat template is
+                    another; None: as the student
+    end_of_turn     ids of the tokens that end a turn, (old's, student's), where these differ
     """
 
     role: Literal["old", "new", "compat"]
@@ -66,6 +69,8 @@ class TrainJob:
     logs: str | None = None
     tracking: TrackingConfig | None = None
     until: int | None = None
+    old_examples: str | None = None
+    end_of_turn: tuple[int, int] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON value; `from_json` reads it back."""
@@ -91,6 +96,8 @@ class TrainJob:
             if parts[name] is not None:
                 parts[name] = kind.model_validate(parts[name])
         parts["teachers"] = {n: CachedTeacher(**t) for n, t in parts["teachers"].items()}
+        if parts.get("end_of_turn") is not None:
+            parts["end_of_turn"] = tuple(parts["end_of_turn"])
         return TrainJob(**parts)
 
 

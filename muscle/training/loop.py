@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from muscle import storage
-from muscle.errors import NotFiniteError
+from muscle.errors import NotFiniteError, UserError
 from muscle.losses.distillation import LossSums
+from muscle.models.load import load_tokenizer
 from muscle.models.sequences import Batch, Sequences, micro_batches, tokenise
 from muscle.tables import read_examples
 from muscle.training.batches import Batches, MicroBatch, Split, share
@@ -80,7 +81,7 @@ def train(
     splits: dict[Split, Sequences] = {"train": data, "validation": validation}
     with (
         CachedTeachers(job, data) as cached,
-        Batches(splits, pad, engine.device, cached.attach) as batches,
+        Batches(splits, pad, engine.device, cached.attach, _for_old(job, data)) as batches,
         _Trainer(job, engine, student, batches, state, on_progress, save_now) as trainer,
     ):
         cached.give_heads(student, engine.device)
@@ -301,6 +302,25 @@ def _check_agreement(engine: Engine, state: TrainState) -> None:
 def _read(job: TrainJob, split: str, tokenizer: Any) -> Sequences:
     examples = read_examples(storage.join(job.examples, f"{split}.parquet"))
     return tokenise(examples, tokenizer, job.training.max_length, job.training.loss_on)
+
+
+def _for_old(job: TrainJob, data: Sequences) -> tuple[Sequences, int] | None:
+    """What an old teacher beside the student reads, and its padding; None: what the student reads.
+
+    Raises:
+        UserError: it isn't the same answers.
+    """
+    if job.old is None or job.old_examples is None:
+        return None
+    tokenizer = load_tokenizer(job.old.model, job.old.revision)
+    examples = read_examples(storage.join(job.old_examples, "train.parquet"))
+    old = tokenise(examples, tokenizer, job.training.max_length, job.training.loss_on)
+    if old.fingerprint() != data.fingerprint():
+        raise UserError(
+            f"training {job.role}: old's chats in {job.old_examples} are not those of "
+            f"{job.examples}: delete both folders and run again"
+        )
+    return old, tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
 
 def train_alone(job: TrainJob, on_progress: OnProgress, device: str | None = None) -> None:

@@ -25,8 +25,8 @@ from muscle.losses.distillation import (
 )
 from muscle.losses.needs import different_tokenizers, needed_teachers
 from muscle.models.adapters import attach_adapter, new_adapter, using_adapter
-from muscle.models.fingerprint import same_tokenizer
-from muscle.models.head import Head, head_of
+from muscle.models.fingerprint import same_ids
+from muscle.models.head import Head, exchanged, head_of
 from muscle.models.load import load_base, load_tokenizer
 from muscle.models.sequences import Batch
 from muscle.models.structure import check_structure, hidden_states
@@ -49,12 +49,14 @@ class Teachers:
     """Where the teacher signals that a loss names come from.
 
     old: a frozen PeftModel, where "old" is among the names and isn't cached. A cached signal
-    comes with the batch; `old_head` is then what is left of the old teacher.
+    comes with the batch; `old_head` is then what is left of the old teacher. `end_of_turn` are
+    the ids of what ends a turn, (old's, the student's), which change places in old's head.
     """
 
     names: tuple[Version, ...] = ()
     old: Any | None = None
     old_head: Head | None = None
+    end_of_turn: tuple[int, int] | None = None
 
 
 class Student(nn.Module):
@@ -79,6 +81,8 @@ class Student(nn.Module):
 
     def use_old_head(self, head: Head) -> None:
         """The old teacher is cached: its head is all that is needed of it."""
+        pair = self.teachers.end_of_turn
+        head = head if pair is None else exchanged(head, pair)
         self._teachers = [replace(self.teachers, old_head=head)]
 
     def forward(self, batch: Batch, plain: bool = False) -> LossSums:
@@ -104,7 +108,9 @@ class Student(nn.Module):
         with torch.no_grad():
             if "old" in names and "old" not in signals:
                 assert self.teachers.old is not None, "the old teacher is neither here nor cached"
-                signals["old"] = scored_hidden(self.teachers.old, batch)
+                # Its own rendering of the same answers, where its chat template is another.
+                read = replace(batch, **dict[str, Any](batch.old))
+                signals["old"] = scored_hidden(self.teachers.old, read)
             if "new" in names and "new" not in signals:
                 with using_adapter(self.model, TEACHER):
                     signals["new"] = scored_hidden(self.model, batch)
@@ -112,7 +118,9 @@ class Student(nn.Module):
 
     def _old_head(self) -> Head | None:
         teachers = self.teachers
-        return head_of(teachers.old) if teachers.old is not None else teachers.old_head
+        if teachers.old_head is None and teachers.old is not None:
+            return head_of(teachers.old)
+        return teachers.old_head
 
     def training_mode(self) -> None:
         """Dropout for the trained adapter only: the frozen base and the teacher stay exact."""
@@ -199,14 +207,16 @@ def build_student(
     old = None
     if "old" in names and "old" not in job.teachers:
         old = _old_teacher(job.old, tokenizer, job.training.dtype, device)
-    student = Student(model, job.role, Teachers(names, old), job.loss)
+    student = Student(model, job.role, Teachers(names, old, end_of_turn=job.end_of_turn), job.loss)
+    if old is not None and job.end_of_turn is not None:
+        student.use_old_head(head_of(old))
     _only_trains(student, job.role)
     return student, tokenizer
 
 
 def _old_teacher(old: VersionConfig | None, tokenizer: Any, dtype: str, device: str) -> Any:
     assert old is not None and old.adapter is not None, "the old teacher is a base and its adapter"
-    reason = same_tokenizer(load_tokenizer(old.model, old.revision), tokenizer)
+    reason = same_ids(load_tokenizer(old.model, old.revision), tokenizer)
     if reason is not None:
         raise UserError(different_tokenizers(reason))
     model: Any = load_base(old.model, old.revision, dtype, device)

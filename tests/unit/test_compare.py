@@ -587,6 +587,7 @@ FULL = Comparison(
     compat="c",
     output="out it's",
     noise_floor="again",
+    also=("v1=p.jsonl", "q/v0"),
     task=("a", "b"),
     metric="acc",
     filter="strict",

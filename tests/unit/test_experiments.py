@@ -10,6 +10,7 @@ import yaml
 
 from muscle.config import Experiment
 from muscle.experiment import load_experiment
+from muscle.fleet.settings import is_fleet, load_fleet
 
 EXPERIMENTS = Path(__file__).parents[2] / "jobs" / "experiments"
 ALL = sorted(EXPERIMENTS.rglob("*.yaml"))
@@ -91,7 +92,10 @@ def test_every_shipped_file_resolves(file: Path, monkeypatch: pytest.MonkeyPatch
     text = file.read_text(encoding="utf-8")
     for name in re.findall(r"\$\{(\w+)\}", text):
         monkeypatch.setenv(name, "/somewhere")
-    assert isinstance(load_experiment(file), Experiment)
+    if is_fleet(file):
+        assert all(isinstance(e.experiment, Experiment) for e in load_fleet(file).entries)
+    else:
+        assert isinstance(load_experiment(file), Experiment)
     assert "/work/" not in text and "/root/" not in text, "a path of one machine"
 
 

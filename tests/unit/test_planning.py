@@ -382,6 +382,9 @@ def test_a_second_old_is_counted(demo: Facts) -> None:
     given = counts(noise_floor="somewhere")
     assert given["train old"] == 1 and given["evaluate old"] == 2
     assert counts(seeds=[0, 1], noise_floor=True) == counts(seeds=[0, 1])
+    older = counts(also=["v1=a.json", "v0=b.json"])
+    assert older["evaluate old"] == plain["evaluate old"] + 2
+    assert older["train old"] == plain["train old"]
 
 
 def test_online_teachers_are_held_and_cost_their_forwards(demo: Facts) -> None:
