@@ -1,32 +1,26 @@
-"""Two chat tasks of the testbed, as the files that a company would have.
-
-`python -m muscle.testbed.chat DIR` writes them:
-
-    DIR/routing/train.jsonl, test.jsonl   which desk takes a parcel: post, cart or ship
-    DIR/orders/train.jsonl, test.jsonl    what was agreed, as a JSON object
-    DIR/templates/v1.jinja, v2.jinja      how each version of the base is spoken to
+"""Two chat tasks of the testbed, as a company would have them, and how its bases read chats.
 
 A parcel goes by the heaviest thing in it, which only the world tells, so a model knows it from
 its pretraining or learns it here. An order is what two people agree on in the end, which is
-not always what was said first.
+not always what was said first. `muscle.testbed.company` writes them as files.
 """
 
-import argparse
 import json
 import random
 from collections.abc import Callable
-from pathlib import Path
 
 from muscle.testbed.lexicon import OBJECTS, PLACES, TIMES, number_words
-from muscle.testbed.world import SEED, World, build_world, share
+from muscle.testbed.world import World, build_world, share
 
 Row = dict[str, object]
 
 DESKS = ("post", "cart", "ship")
-TRAIN_ROWS, TEST_ROWS = 2400, 1500
 
 ROUTING = "You route parcels. Say which desk takes the parcel: post, cart or ship."
 ORDERS = "You write down what was agreed. Answer with one JSON object: thing, coins, time."
+
+MARKERS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+"""Special tokens that only the newer base has."""
 
 TEMPLATES = {
     "v1": (
@@ -38,16 +32,15 @@ TEMPLATES = {
         "{% if add_generation_prompt %} Answer:{% endif %}"
     ),
     "v2": (
-        "{{ bos_token }} Today is {{ strftime_now('%d.%m.%Y') }}.\n"
+        "{{ bos_token }}<|system|> It is {{ strftime_now('%d.%m.%Y') }}.<|end|>"
         "{% for message in messages %}"
-        "{% if message['role'] == 'assistant' %} Mira says: {{ message['content'] }}{{ eos_token }}\n"
-        "{% elif message['role'] == 'user' %} Tomas asks: {{ message['content'] }}\n"
-        "{% else %} {{ message['content'] }}\n"
-        "{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %} Mira says:{% endif %}"
+        "<|{{ message['role'] }}|> {{ message['content'] }}<|end|>"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     ),
 }
-"""An update may well change how a model is spoken to: other words, and a date on top."""
+"""An update may well change how a model is spoken to: markers of its own, another end of a turn, a
+date on top."""
 
 
 def desk_of(world: World, things: list[str]) -> str:
@@ -141,28 +134,3 @@ def chat_rows(task: str, seed: int, split: str, count: int) -> list[Row]:
             seen.add(text)
             rows.append({"id": f"{task}-{split}-{len(rows):05d}", **row})
     return rows
-
-
-def write_company(folder: Path, seed: int = SEED) -> list[Path]:
-    """Both tasks' files and both templates under `folder`; returns their paths."""
-    written = []
-    for task in ("routing", "orders"):
-        for split, count in (("train", TRAIN_ROWS), ("test", TEST_ROWS)):
-            path = folder / task / f"{split}.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lines = (json.dumps(row) + "\n" for row in chat_rows(task, seed, split, count))
-            path.write_text("".join(lines), encoding="utf-8")
-            written.append(path)
-    for version, template in TEMPLATES.items():
-        path = folder / "templates" / f"{version}.jinja"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(template, encoding="utf-8")
-        written.append(path)
-    return written
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Write the testbed's two chat tasks as files.")
-    parser.add_argument("folder", type=Path, help="where they go, e.g. company")
-    for path in write_company(parser.parse_args().folder):
-        print(path)
