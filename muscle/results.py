@@ -294,7 +294,9 @@ class Results:
         return {
             **software(LIBRARIES),
             "command": _command(self.experiment),
-            "experiment": self.experiment.model_dump(exclude=set(ELSEWHERE)),
+            "experiment": self.experiment.model_dump(
+                exclude={**dict.fromkeys(ELSEWHERE, True), "evaluation": {"server"}}
+            ),
             "task": {
                 "version": self.plan.task.version,
                 "filter": self.plan.task.filter,

@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from muscle import storage
 from muscle.config import ServerConfig
@@ -20,13 +21,16 @@ from muscle.evaluation.job import Ask, EvaluateJob, QuerySet
 from muscle.evaluation.units import PASSING, Unit, kept_part, outstanding, part
 from muscle.served.base import ServedBase
 from muscle.served.checks import Need, asked_of, check_model
+from muscle.served.failures import Endpoint, RowError
 from muscle.served.prompting import chat_of
 from muscle.served.requests import decoding, output_of, plan_of, with_extra
 from muscle.served.scores import score_of, scoring_body
-from muscle.served.server import Endpoint, RowError, Server
 from muscle.tables import read_answers, read_query_group, write_answers
 from muscle.training.job import OnProgress, Progress
 from muscle.types import Answer, Output, Query, Request, unanswered
+
+if TYPE_CHECKING:
+    from muscle.served.server import Server
 
 LIMIT = 20
 """So many rows in a row that a server failed, and it is asked whether it still answers at all."""
@@ -109,11 +113,13 @@ class Served:
         on_progress(Progress("ask the servers", len(self.models), len(self.models), "models"))
 
     async def _check(self) -> None:
+        from muscle.served.server import Server
+
         for base in {base.fingerprint: base for base in self.models.values()}.values():
             async with Server(base.url, self.config) as server:
                 await self.check(server, base.config.model)
 
-    async def check(self, server: Server, model: str) -> None:
+    async def check(self, server: "Server", model: str) -> None:
         """One token of everything."""
         await check_model(server, model, self.config, self.needs, self.rendered)
 
@@ -141,6 +147,8 @@ class Served:
         await together([self._server(url, turns, tell) for url, turns in by_url.items()])
 
     async def _server(self, url: str, turns: "Sequence[Turn]", tell: "_Tell") -> None:
+        from muscle.served.server import Server  # its client is slow to import
+
         async with Server(url, self.config) as server:
             for turn in turns:
                 await _Asking(self, server, turn, tell).run()
@@ -172,7 +180,7 @@ class _Tell:
 class _Asking:
     """One turn with one model."""
 
-    def __init__(self, served: Served, server: Server, turn: Turn, tell: _Tell):
+    def __init__(self, served: Served, server: "Server", turn: Turn, tell: _Tell):
         self.served, self.server, self.turn, self.tell = served, server, turn, tell
         self.config = served.config
         self.model = served.models[turn.version].config.model

@@ -5,13 +5,16 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from muscle.bases import Base
 from muscle.config import EvaluationConfig, VersionConfig
 from muscle.errors import UserError
 from muscle.plan import Step
-from muscle.served.server import Server, one_line
+from muscle.served.failures import one_line
+
+if TYPE_CHECKING:
+    from muscle.served.server import Server
 
 ENGINES = {"vllm": "vllm", "llamacpp": "llama.cpp", "sglang": "sglang"}
 """`owned_by` of servers that put themselves there."""
@@ -102,6 +105,8 @@ async def _look(
     urls: list[str], evaluation: EvaluationConfig
 ) -> dict[str, tuple[str, list[dict[str, Any]] | None]]:
     """url -> (engine, what it serves)."""
+    from muscle.served.server import Server  # its client is slow to import
+
     found = {}
     for url in urls:
         async with Server(url, evaluation.server) as one:
@@ -110,7 +115,7 @@ async def _look(
     return found
 
 
-async def _engine(server: Server, listed: list[dict[str, Any]]) -> str:
+async def _engine(server: "Server", listed: list[dict[str, Any]]) -> str:
     """Who answers: by `owned_by`, its /version or /info, else by the `server` header."""
     owners = [ENGINES.get(str(one.get("owned_by", "")).lower()) for one in listed]
     name = next((owner for owner in owners if owner), "")

@@ -2,17 +2,20 @@
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from muscle.config import ServerConfig
 from muscle.errors import UserError
+from muscle.served.failures import Endpoint, MissingError, RowError
 from muscle.served.prompting import chat_of
 from muscle.served.requests import decoding, first_choice, plan_of, with_extra
 from muscle.served.scores import offers_scores, scoring_body
-from muscle.served.server import Endpoint, MissingError, RowError, Server
 from muscle.tasks import Task
 from muscle.tasks.prompting import Prompting
 from muscle.types import Query, Request
+
+if TYPE_CHECKING:
+    from muscle.served.server import Server
 
 Need = tuple[str, Query, Request]
 """(task, query, request): an example of something that is asked."""
@@ -57,7 +60,7 @@ def needs_of(
 
 
 async def check_model(
-    server: Server, model: str, config: ServerConfig, needs: list[Need], rendered: bool
+    server: "Server", model: str, config: ServerConfig, needs: list[Need], rendered: bool
 ) -> None:
     """Ask a model one token of everything that will be asked.
 

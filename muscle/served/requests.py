@@ -8,7 +8,7 @@ from muscle.errors import UserError
 from muscle.evaluation.plan import Plan, make_plan, written
 from muscle.evaluation.requests import does_nothing
 from muscle.evaluation.sampling import seed_number
-from muscle.served.server import Endpoint, RowError
+from muscle.served.failures import Endpoint, RowError
 from muscle.types import Output
 
 # Known to vLLM, llama.cpp, SGLang and TGI, not to OpenAI itself; sent only where a task asks.

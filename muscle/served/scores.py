@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from muscle.models.encoding import move_spaces
+from muscle.served.failures import RowError
 from muscle.served.requests import first_choice
-from muscle.served.server import RowError
 from muscle.types import Output, Request
 
 TIE = 1e-9

@@ -9,36 +9,19 @@ there) or of one row (`RowError`).
 import json
 import os
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import openai
 
 from muscle.config import ServerConfig
-from muscle.credentials import redacted
 from muscle.errors import UserError
+from muscle.served.failures import Endpoint, MissingError, RowError, one_line
 from muscle.settings import KEY_VARIABLE
-
-Endpoint = Literal["chat", "completions"]
 
 LOOK_S = 30.0
 """How long a server may take to say what it serves."""
 
 _PATHS = {"chat": "chat/completions", "completions": "completions"}
-
-
-class RowError(Exception):
-    """Why one request has no answer.
-
-    passing  whether it is the server's state, so that it may be answered another time
-    """
-
-    def __init__(self, reason: str, passing: bool):
-        super().__init__(reason)
-        self.reason, self.passing = one_line(reason), passing
-
-
-class MissingError(UserError):
-    """The server has no such endpoint."""
 
 
 class Server:
@@ -206,11 +189,6 @@ def cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return one_line(str(error)) or type(error).__name__
-
-
-def one_line(text: str) -> str:
-    """A foreign message: one line, short, no secrets."""
-    return redacted(" ".join(str(text).split()))[:300]
 
 
 def _key(config: ServerConfig) -> str | None:

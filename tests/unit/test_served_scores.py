@@ -13,8 +13,8 @@ from muscle.alone import Alone
 from muscle.errors import UserError
 from muscle.evaluate import Evaluating, plan_evaluation
 from muscle.experiment import build_evaluation, given_settings
+from muscle.served.failures import RowError
 from muscle.served.scores import score_of
-from muscle.served.server import RowError
 from muscle.tables import read_predictions
 from muscle.types import Request
 
