@@ -15,6 +15,7 @@ from muscle.fleet.settings import Entry
 from muscle.models.adapters import WEIGHTS
 from muscle.pipeline import Launcher, Pipeline, numbers
 from muscle.plan import Plan, Step, make_plan
+from muscle.report.older import ALSO
 from muscle.results import Measured, Results, check_gate
 from muscle.tasks import Task, load_task
 from muscle.training.job import OnProgress, Progress
@@ -23,7 +24,7 @@ from muscle.types import AGAIN, VERSIONS, Version
 
 BOTH: tuple[Version, ...] = ("old", "new")
 
-_RESULTS = (*WRITTEN, *VERSIONS, AGAIN, "curves")
+_RESULTS = (*WRITTEN, *VERSIONS, AGAIN, ALSO, "curves")
 
 
 @dataclass
