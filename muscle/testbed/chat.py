@@ -61,19 +61,18 @@ def routing_row(rng: random.Random, world: World, seed: int, split: str) -> Row:
         side = "test" if share(seed, "parcel", key) < 0.5 and len(things) > 1 else "train"
         if side == split:
             break
-    listed = [f"the {thing}" for thing in things]
-    asks = rng.choice(("Please send {} to the {}.", "I want to send {} to the {}."))
+    listed = " and ".join(f"the {thing}" for thing in things)
     place = rng.choice(PLACES)
     messages = [{"role": "system", "content": ROUTING}]
-    if len(things) > 1 and rng.random() < 0.3:
-        last = listed.pop()
+    if rng.random() < 0.3:
         messages += [
-            {"role": "user", "content": asks.format(" and ".join(listed), place)},
-            {"role": "assistant", "content": "What else?"},
-            {"role": "user", "content": f"Then {last} too."},
+            {"role": "user", "content": f"I have a parcel for the {place}."},
+            {"role": "assistant", "content": "What is in it?"},
+            {"role": "user", "content": f"In it is {listed}."},
         ]
     else:
-        messages.append({"role": "user", "content": asks.format(" and ".join(listed), place)})
+        ask = rng.choice(("Please send {} to the {}.", "I want to send {} to the {}."))
+        messages.append({"role": "user", "content": ask.format(listed, place)})
     return {
         "messages": messages,
         "gold": desk_of(world, things),
@@ -89,11 +88,17 @@ def orders_row(rng: random.Random, world: World, seed: int, split: str) -> Row:
         thing, (time, later) = rng.choice(OBJECTS), rng.sample(TIMES, 2)
         low = rng.randint(2, 60)
         high = low + rng.randint(1, 30)
-        if ("test" if share(seed, "order", thing, low, time) < 0.5 else "train") == split:
+        haggles, moves = rng.random() < 0.5, rng.random() < 0.3
+        agreed = {
+            "thing": thing,
+            "coins": number_words(low if haggles else high),
+            "time": later if moves else time,
+        }
+        side = share(seed, "order", *agreed.values())
+        if ("test" if side < 0.5 else "train") == split:
             break
     said = [rng.choice(("I sell the {0} for {1} coins.", "The {0} costs {1} coins."))]
     said[0] = said[0].format(thing, number_words(high))
-    haggles, moves = rng.random() < 0.5, rng.random() < 0.3
     if haggles:
         said.append(f"That is too much, I give you {number_words(low)}.")
         said.append("Good, it is yours.")
@@ -101,11 +106,6 @@ def orders_row(rng: random.Random, world: World, seed: int, split: str) -> Row:
     if moves:
         said.append(f"I have no time {time}. Is {later} good for you?")
         said.append("Yes, I will be there.")
-    agreed = {
-        "thing": thing,
-        "coins": number_words(low if haggles else high),
-        "time": later if moves else time,
-    }
     return {
         "messages": [
             {"role": "system", "content": ORDERS},

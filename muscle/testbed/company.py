@@ -2,13 +2,13 @@
 
 `python -m muscle.testbed.company DIR` writes
 
-    DIR/models/v1, v2                     the testbed's bases, gone on with chats and ledgers
     DIR/routing/train.jsonl, test.jsonl   which desk takes a parcel: post, cart or ship
     DIR/orders/train.jsonl, test.jsonl    what was agreed, as a JSON object
 
-The shipped bases have never read a brace or a quotation mark, and there is no writing with what
-was never read. So they are trained on, for minutes, on text that has some: chats in each one's own
-template, and ledgers in JSON. v2 also gets special tokens of its own, as a newer base does.
+The bases ship as testbed:chat-v1 and testbed:chat-v2 (`make testbed` makes them again). v1 and v2
+have never read a brace or a quotation mark, and none can be written that was never read. So
+they go on with text that has some: chats in each one's own template, and ledgers in JSON. The
+newer one also gets special tokens of its own, as a newer base does.
 """
 
 import argparse
@@ -91,8 +91,15 @@ def texts(version: str, tokenizer: Any, count: int) -> Iterator[str]:
             yield old
 
 
-def write_base(version: str, folder: Path) -> float:
-    """One base, trained on and saved with its chat template; returns its last mean loss."""
+def pretrain_chats(output: str, names: list[str], threads: int = 1) -> None:
+    """Makes the named chat models under `output`; the same again with equal libraries."""
+    torch.set_num_threads(threads)
+    for name in names:
+        loss = _write_base(name.removeprefix("chat-"), Path(output) / name)
+        log.info("%s: mean loss of the last 50 steps %.4f", name, loss)
+
+
+def _write_base(version: str, folder: Path) -> float:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     path = model_path(version)
@@ -114,7 +121,15 @@ def write_base(version: str, folder: Path) -> float:
     folder.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    _forget_place(folder / "tokenizer_config.json")
     return sum(losses[-50:]) / len(losses[-50:])
+
+
+def _forget_place(file: Path) -> None:
+    """Drop what transformers notes of where a tokenizer came from."""
+    found = json.loads(file.read_text(encoding="utf-8"))
+    kept = {k: v for k, v in found.items() if k not in ("is_local", "local_files_only")}
+    file.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
 def write_data(folder: Path, seed: int = SEED) -> list[Path]:
@@ -132,15 +147,10 @@ def write_data(folder: Path, seed: int = SEED) -> list[Path]:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Write a company's data and its two bases.")
+    parser = argparse.ArgumentParser(description="Write a company's data: two tasks of chats.")
     parser.add_argument("folder", type=Path, help="where it goes, e.g. company")
-    folder = parser.parse_args().folder
-    for path in write_data(folder):
+    for path in write_data(parser.parse_args().folder):
         print(path)
-    torch.set_num_threads(1)
-    for version in ("v1", "v2"):
-        write_base(version, folder / "models" / version)
-        print(folder / "models" / version, flush=True)
 
 
 if __name__ == "__main__":
