@@ -19,12 +19,18 @@ TASKS: tuple[str, ...] = ("testbed_choice", "testbed_arithmetic", "testbed_summa
 MODELS: tuple[str, ...] = ("v1", "v2")
 
 
+CHAT_MODELS: tuple[str, ...] = ("chat-v1", "chat-v2")
+"""The same two, gone on with chats and JSON (`muscle.testbed.company`)."""
+
+
 def model_path(name: str) -> str:
     """The absolute path of a shipped base model, in Hugging Face format.
 
-    "v2" is the update of "v1": more parameters, more text, the same tokenizer.
+    "v2" is the update of "v1": more parameters, more text, the same tokenizer. "chat-v2" also has
+    special tokens and a chat template of its own.
     Raises `UserError` for any other name.
     """
-    if name not in MODELS:
-        raise UserError(f"testbed model {name!r} does not exist: use one of {', '.join(MODELS)}")
+    known = (*MODELS, *CHAT_MODELS)
+    if name not in known:
+        raise UserError(f"testbed model {name!r} does not exist: use one of {', '.join(known)}")
     return str(_HERE / "models" / name)
