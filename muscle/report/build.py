@@ -7,6 +7,7 @@ from typing import Any
 from muscle.metrics.excluded import chance_score, excluded_block
 from muscle.metrics.groups import group_blocks
 from muscle.metrics.intervals import DRAWS, SEED
+from muscle.metrics.outcomes import outcome_block
 from muscle.metrics.pairing import JoinedTask, Predictions, join_predictions, without_flips
 from muscle.metrics.slices import Sliced, slice_blocks
 from muscle.metrics.ties import near_tie_block
@@ -131,6 +132,7 @@ def _task(task: JoinedTask, options: ReportOptions) -> dict[str, Any]:
         "common_only": task.common_only,
         "comparability": [asdict(difference) for difference in task.differences],
         "excluded": excluded_block(task),
+        "outcomes": outcome_block(task, hidden),
         "near_ties": near_tie_block(task),
         "chance": {"score": chance_score(task)},
         **together,

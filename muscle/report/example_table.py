@@ -52,10 +52,14 @@ OF_VERSION = {
     "loglikelihoods": (_NUMBERS, "loglikelihoods"),
     "error": (_TEXT, "error"),
     "truncated": (_TEXT, "truncated"),
+    "reason": (_TEXT, "reason"),
+    "prompt": (_TEXT, "prompt"),
 }
 """Columns of each version, by the end of their name: type, and the column of a side."""
 
-PRIVATE = ("question", "gold", "choices", "fields", "answer", "response", "error")
+PRIVATE = (
+    "question", "gold", "choices", "fields", "answer", "response", "error", "reason", "prompt"
+)  # fmt: skip
 """What holds texts of the examples; left out where those are not to be shown."""
 
 
@@ -81,9 +85,9 @@ def write_example_table(path: str, tasks: Mapping[str, JoinedTask], text: str) -
 
     Columns: task, seed, id; question (old's prompt), gold, choices, fields, document; for
     each version v, and "again" for a second old: v_score, v_answer, v_response,
-    v_loglikelihoods, v_error, v_truncated, v_near_tie and, where it isn't old's prompt,
-    v_question; for each pair its outcome (one of `OUTCOMES`; waivers don't change it); and
-    `margin`: how sure new was of a wrong answer, the log-likelihood in nats of the answer
+    v_loglikelihoods, v_error, v_truncated, v_reason, v_prompt, v_near_tie and, where it isn't
+    old's prompt, v_question; for each pair its outcome (one of `OUTCOMES`; waivers don't change
+    it); and `margin`: how sure new was of a wrong answer, the log-likelihood in nats of the answer
     chosen less that of the right one, or |D| for a continuous metric.
 
     Args:

@@ -70,6 +70,7 @@ def _task(index: int, name: str, task: Mapping[str, Any]) -> dict[str, Any]:
         "measures": view.rate_rows(block, full=True),
         "score": view.score_row(block),
         "counts": view.count_rows(block),
+        "outcomes": view.outcome_rows(block),
         "reduction": view.reduction_rows(block),
         "older": older_views(block),
         "seeds": _seeds(block),

@@ -152,6 +152,7 @@ def task_view(name: str, task: dict[str, Any]) -> dict[str, Any]:
         "score": view.score_row(task),
         "rates": view.rate_rows(task, full=True),
         "counts": view.count_rows(task),
+        "outcomes": view.outcome_rows(task),
         "reduction": view.reduction_rows(task),
         "seeds": _seeds(task) if len(task["by_seed"]) > 1 else [],
         "excluded": excluded_lines(task),

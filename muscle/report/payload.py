@@ -36,6 +36,7 @@ ROW = (
 )  # fmt: skip
 OF_VERSION = (
     "score", "answer", "response", "loglikelihoods", "error", "truncated", "near_tie", "question",
+    "reason", "prompt",
 )  # fmt: skip
 _COLUMNS = {side: [f"{side}_{name}" for name in OF_VERSION] for side in SIDES}
 OTHERS = 5_000
@@ -259,6 +260,8 @@ class Packer:
             of["truncated"],
             of["near_tie"],
             shorten(of["question"]),
+            shorten(of["reason"]),
+            shorten(of["prompt"]),
         ]
         while len(values) > 1 and (values[-1] is None or values[-1] is False):
             values.pop()  # most end in nulls; the script reads what is missing as null

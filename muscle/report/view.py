@@ -121,6 +121,15 @@ def score_row(task: dict[str, Any]) -> Row:
     return Row(score.label, tuple(cell(score, e["score"], e["ci95"]) for e in entries))
 
 
+def outcome_rows(task: dict[str, Any]) -> list[Row]:
+    """Answers by what the task's scorer says of them, a cell for each version."""
+    outcomes: dict[str, dict[str, int]] = task.get("outcomes") or {}
+    names: dict[str, int] = next(iter(outcomes.values()), {})
+    return [
+        Row(name, tuple(str(outcomes[v].get(name, 0)) for v in versions(task))) for name in names
+    ]
+
+
 def rate_rows(task: dict[str, Any], full: bool = False) -> list[Row]:
     """The measures, a cell for each pair, and what lies beyond the noise floor if there is
     one; `full` adds error consistency, CAPA and the change of the score."""

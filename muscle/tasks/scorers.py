@@ -1,7 +1,8 @@
 """Judges of written answers, each of which says why.
 
 A scorer is a function (answer, gold, row) -> `Score`. A reason is `OUTCOME` or
-`OUTCOME: details`; outcomes are few and fixed, so that a report can count them.
+`OUTCOME: details`; outcomes are few and fixed, so that a report can count them
+(`muscle.metrics.outcomes`).
 """
 
 import importlib
@@ -36,11 +37,6 @@ class Score:
 
 
 Scorer = Callable[[str, Any, Mapping[str, Any]], Score]
-
-
-def outcome_of(reason: str) -> str:
-    """What of a reason is counted: its part before the first colon."""
-    return reason.partition(":")[0]
 
 
 def make_scorer(name: str, labels: Sequence[str] = ()) -> tuple[Scorer, str, tuple[str, ...]]:

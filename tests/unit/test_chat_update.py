@@ -14,6 +14,7 @@ from muscle.alone import Alone
 from muscle.chats import chats_of
 from muscle.config import Experiment
 from muscle.errors import UserError
+from muscle.metrics.outcomes import outcome_of
 from muscle.models.head import Head, exchanged
 from muscle.models.load import load_tokenizer
 from muscle.models.sequences import collate, tokenise
@@ -123,11 +124,29 @@ def test_an_update_with_two_templates(settings: dict[str, Any], tmp_path: Path) 
     assert by_version["compat"][0].prompt == by_version["new"][0].prompt
     (shown,) = [d for d in _differences(outcome.report) if d["what"] == "chat template"]
     assert len(set(shown["values"].values())) == 2
+    counted = outcome.report["tasks"]["tickets"]["outcomes"]
+    for version, found in by_version.items():
+        names = [outcome_of(p.reason) for p in found]
+        assert counted[version] == {name: names.count(name) for name in counted[version]}
+    assert sum(counted["old"].values()) == 12
+    markdown = (tmp_path / "cached" / "report.md").read_text()
+    assert "answers by outcome" in markdown and "| not a label |" in markdown
+    page = (tmp_path / "cached" / "report.html").read_text()
+    assert "Answers by outcome" in page and "You are kind." in page
     # Once more, from what is there: nothing is done, and the same bytes are written.
     before = storage.sha256(str(tmp_path / "cached" / "report.json"))
     _, again = run(settings, tmp_path / "cached")
     assert again.report == outcome.report
     assert storage.sha256(str(tmp_path / "cached" / "report.json")) == before
+
+
+def test_private_chats_show_no_text(settings: dict[str, Any], tmp_path: Path) -> None:
+    run({**settings, "report": {"text": "none"}}, tmp_path / "out")
+    for name in ("report.html", "report.md", "report.json", "flips.csv", "examples.parquet"):
+        content = (tmp_path / "out" / name).read_bytes()
+        assert b"is late" not in content and b"You are kind" not in content, name
+    outcomes = json.loads((tmp_path / "out" / "report.json").read_text())["tasks"]["tickets"]
+    assert sum(outcomes["outcomes"]["new"].values()) == 12
 
 
 def _differences(report: dict[str, Any]) -> list[dict[str, Any]]:

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muscle.errors import UserError
-from muscle.tasks.scorers import make_scorer, outcome_of, scorer_fingerprint
+from muscle.metrics.outcomes import outcome_of
+from muscle.tasks.scorers import make_scorer, scorer_fingerprint
 
 GOLD = {"thing": "axe", "coins": 3}
 values = st.none() | st.booleans() | st.integers() | st.text(max_size=5)

@@ -11,14 +11,18 @@ function answerCard(row, side) {
   const old = textOf(row, part(row, "old", "answer"));
   const card = make("div", { class: "answer " + side },
     make("header", {}, make("span", { class: "v-" + side }, side === "again" ? "old, trained again" : side), verdictOf(row, side)));
+  const reason = part(row, side, "reason");
   const error = part(row, side, "error"), cut = part(row, side, "truncated");
   if (answer !== null) card.append(side === "old" ? textBox(answer, "short") : diffBox(old, answer, "short"));
   else card.append(make("p", { class: "muted" }, hidden ? "text left out" : "no answer"));
+  if (reason !== null) card.append(make("p", { class: "muted" }, "scorer: ", shown(flatText(reason))));
   if (error !== null) card.append(make("p", { class: "warn" }, "error: ", shown(flatText(error))));
   if (cut) card.append(make("p", { class: "warn" }, `did not fit and was cut: ${cut}`));
   if (part(row, side, "near_tie")) card.append(make("p", { class: "warn" }, "near tie: decided by less than numeric noise"));
   const prompt = part(row, side, "question");
   if (prompt !== null) card.append(folded("another prompt than old's", () => diffBox(row[AT.question], prompt)));
+  const asked = part(row, side, "prompt");
+  if (asked !== null) card.append(folded("the prompt in this version's template", () => textBox(asked)));
   const response = part(row, side, "response");
   if (response !== null) {
     card.append(folded("raw response", () => (side === "old" ? textBox(response) : diffBox(part(row, "old", "response"), response))));
