@@ -78,7 +78,7 @@ BOUNDS = ["nfr", "pfr", "relative_nfr", "gain"]
 REDUCTION = ["nfr", "nfr_relative", "relative_nfr", "relative_nfr_relative", "m_g", "m_r"]
 BLOCK = ["versions", "pairs", "reduction", "noise_floor"]
 HEAD = [
-    "n", "unscored", "metric", "continuous", "common_only", "comparability", "excluded",
+    "n", "unscored", "metric", "continuous", "common_only", "comparability", "excluded", "outcomes",
     "near_ties", "chance",
 ]  # fmt: skip
 
