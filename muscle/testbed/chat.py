@@ -1,8 +1,9 @@
 """Two chat tasks of the testbed, as a company would have them, and how its bases read chats.
 
 A parcel goes by the heaviest thing in it, which only the world tells, so a model knows it from
-its pretraining or learns it here. An order is what two people agree on in the end, which is
-not always what was said first. `muscle.testbed.company` writes them as files.
+its pretraining or learns it here. An order is what two people agree on in the end: by which
+desk the thing goes, whether the price came down, whether the time was moved.
+`muscle.testbed.company` writes them as files.
 """
 
 import json
@@ -17,7 +18,7 @@ Row = dict[str, object]
 DESKS = ("post", "cart", "ship")
 
 ROUTING = "You route parcels. Say which desk takes the parcel: post, cart or ship."
-ORDERS = "You write down what was agreed. Answer with one JSON object: thing, coins, time."
+ORDERS = "You write down an order. Answer with one JSON object: by, cheaper, later."
 
 MARKERS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 """Special tokens that only the newer base has."""
@@ -88,16 +89,10 @@ def orders_row(rng: random.Random, world: World, seed: int, split: str) -> Row:
         thing, (time, later) = rng.choice(OBJECTS), rng.sample(TIMES, 2)
         low = rng.randint(2, 60)
         high = low + rng.randint(1, 30)
-        haggles, moves = rng.random() < 0.5, rng.random() < 0.3
-        agreed = {
-            "thing": thing,
-            "coins": number_words(low if haggles else high),
-            "time": later if moves else time,
-        }
-        side = share(seed, "order", *agreed.values())
-        if ("test" if side < 0.5 else "train") == split:
+        if ("test" if share(seed, "order", thing, high, time) < 0.5 else "train") == split:
             break
-    said = [rng.choice(("I sell the {0} for {1} coins.", "The {0} costs {1} coins."))]
+    haggles, moves = rng.random() < 0.5, rng.random() < 0.4
+    said = [rng.choice(("I sell the {} for {} coins.", "The {} costs {} coins."))]
     said[0] = said[0].format(thing, number_words(high))
     if haggles:
         said.append(f"That is too much, I give you {number_words(low)}.")
@@ -111,9 +106,8 @@ def orders_row(rng: random.Random, world: World, seed: int, split: str) -> Row:
             {"role": "system", "content": ORDERS},
             {"role": "user", "content": " ".join(said)},
         ],
-        "gold": agreed,
-        "haggled": haggles,
-        "moved": moves,
+        "gold": {"by": desk_of(world, [thing]), "cheaper": haggles, "later": moves},
+        "thing": thing,
     }
 
 

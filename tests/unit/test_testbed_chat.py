@@ -65,14 +65,15 @@ def test_the_desk_is_the_heaviest_things(folder: Path) -> None:
         assert all(f"the {thing}" in said for thing in things) and len(things) == row["things"]
 
 
-def test_an_order_is_what_was_agreed_last() -> None:
+def test_an_order_is_what_was_agreed() -> None:
+    world = build_world(SEED)
     for row in chat_rows("orders", SEED, "train", 200):
         text, gold = row["messages"][1]["content"], row["gold"]  # type: ignore[index]
-        assert gold["thing"] in text and gold["coins"] in text  # type: ignore[index]
-        if row["haggled"]:
-            assert f"I give you {gold['coins']}." in text  # type: ignore[index]
-        if row["moved"]:
-            assert f"Is {gold['time']} good for you?" in text  # type: ignore[index]
+        assert gold == {
+            "by": DESKS[world.weight[str(row["thing"])] * 3 // len(world.weight)],
+            "cheaper": "too much" in text,
+            "later": "I have no time" in text,
+        }
 
 
 def test_bases_read_their_own_templates() -> None:
