@@ -7,7 +7,6 @@ kept beside the parts, every now and then and at a stop, so that a second start 
 missing and nothing else.
 """
 
-import asyncio
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from muscle.evaluation.units import PASSING, Unit, kept_part, outstanding, part
 from muscle.served.base import ServedBase
 from muscle.served.checks import Need, asked_of, check_model
 from muscle.served.failures import Endpoint, RowError
+from muscle.served.loops import finished, together
 from muscle.served.prompting import chat_of
 from muscle.served.requests import decoding, output_of, plan_of, with_extra
 from muscle.served.scores import score_of, scoring_body
@@ -109,7 +109,7 @@ class Served:
             UserError: what would make all rows fail.
         """
         on_progress(Progress("ask the servers", 0, len(self.models), "models"))
-        asyncio.run(self._check())
+        finished(self._check())
         on_progress(Progress("ask the servers", len(self.models), len(self.models), "models"))
 
     async def _check(self) -> None:
@@ -135,7 +135,7 @@ class Served:
         for number, units in left.units.items():
             for turn in _turns(job.bases[number].sets, units):
                 by_url.setdefault(self.models[turn.version].url, []).append(turn)
-        asyncio.run(self._servers(by_url, tell))
+        finished(self._servers(by_url, tell))
         if not tell.failed:
             return ()
         return (
@@ -287,17 +287,6 @@ class _Asking:
             **asked_of(chat, request, self.config),
         }
         return output_of(await self.server.post(endpoint, with_extra(body, extra)), endpoint, plan)
-
-
-async def together(work: Sequence) -> None:  # type: ignore[type-arg]
-    """Do all at once; the first failure ends the others."""
-    tasks = [asyncio.ensure_future(one) for one in work]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _turns(sets: Sequence[QuerySet], units: Mapping[Unit, int]) -> list[Turn]:

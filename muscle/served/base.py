@@ -1,6 +1,5 @@
 """A model that a server has: what tells it from others, and the key of its predictions."""
 
-import asyncio
 import hashlib
 import json
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from muscle.config import EvaluationConfig, VersionConfig
 from muscle.errors import UserError
 from muscle.plan import Step
 from muscle.served.failures import one_line
+from muscle.served.loops import finished
 
 if TYPE_CHECKING:
     from muscle.served.server import Server
@@ -54,7 +54,7 @@ def resolve_served(
                 f"--base-url {name}=…: no --model is called '{name}': name one of "
                 f"{', '.join(models)}"
             )
-    found = asyncio.run(_look(sorted(set(urls.values())), evaluation))
+    found = finished(_look(sorted(set(urls.values())), evaluation))
     return {name: _base(model, urls[name], *found[urls[name]]) for name, model in models.items()}
 
 

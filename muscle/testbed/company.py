@@ -103,10 +103,12 @@ def _write_base(version: str, folder: Path) -> float:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     path = model_path(version)
-    tokenizer: Any = AutoTokenizer.from_pretrained(path)
+    tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     if version == "v2":
         tokenizer.add_tokens(list(MARKERS), special_tokens=True)
-    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, trust_remote_code=False
+    )
     assert len(tokenizer) <= model.config.vocab_size, "the markers need rows of the embedding"
     recipe = replace(RECIPES[version], rate=RATE)
     stream: list[int] = []

@@ -24,7 +24,7 @@ from muscle.alone import Alone
 from muscle.commands import show_outcome
 from muscle.config import Experiment
 from muscle.errors import UserError
-from muscle.experiment import _Loader
+from muscle.overrides import Loader
 from muscle.pipeline import Pipeline
 from muscle.plan import make_plan
 from muscle.teachers.cache import open_cache
@@ -186,7 +186,7 @@ def test_code_beside_a_model_is_not_run(
 
 FORBIDDEN_MODULES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "_pickle"}
 
-SAFE_LOADERS = {"yaml.SafeLoader", "yaml.BaseLoader", "_Loader"}
+SAFE_LOADERS = {"yaml.SafeLoader", "yaml.BaseLoader", "Loader"}
 
 
 def reaches_for(source: str) -> list[str]:
@@ -260,7 +260,7 @@ def test_nothing_in_the_source_runs_what_came_as_data() -> None:
     harmless = "torch.load(p, weights_only=True)\nmodel.eval()\nf(trust_remote_code=False)"
     assert reaches_for(harmless) == []
     assert len(SOURCES) > 100
-    assert issubclass(_Loader, yaml.SafeLoader)
+    assert issubclass(Loader, yaml.SafeLoader)
     assert {str(p): found for p in SOURCES if (found := reaches_for(p.read_text("utf-8")))} == {}
 
 

@@ -127,3 +127,19 @@ def test_a_row_that_cant_be_scored_is_an_error_row(
     bad = [row for row in rows_of(tmp_path) if row.error is not None]
     assert len(bad) == 1 and bad[0].question == "thing 4 is"
     assert "request 1: the server's tokens don't split where the context ends" in bad[0].error
+
+
+def test_a_loop_that_runs_already_is_no_hindrance() -> None:
+    """A notebook runs one, and so does a browser driver."""
+    import asyncio
+
+    from muscle.served.loops import finished
+
+    async def four() -> int:
+        await asyncio.sleep(0)
+        return 4
+
+    async def inside() -> int:
+        return finished(four())
+
+    assert finished(four()) == asyncio.run(inside()) == 4
