@@ -127,6 +127,8 @@ def resolve(
     """Give a member its plan and pipeline, or the reason why it can have none; writes nothing."""
     experiment = member.entry.experiment
     with member.guarded():
+        if member.entry.problem is not None:
+            raise UserError(member.entry.problem)
         check_settings(experiment)
         check_gate(experiment)
         storage.check_folder("the adapter's folder", member.folder)

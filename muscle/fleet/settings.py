@@ -38,12 +38,14 @@ _INCOMPLETE = ("missing", "value_error")
 class Entry(Part):
     """One adapter of a fleet: an experiment, called by the entry's name.
 
-    when  where its compat adapter is trained
+    when     where its compat adapter is trained
+    problem  why its release can't be read, so that it can't begin; None: nothing is wrong
     """
 
     name: str
     when: When
     experiment: Experiment
+    problem: str | None = None
 
 
 class Fleet(Part):
@@ -79,9 +81,9 @@ def load_fleet(path: str | Path, overrides: Sequence[str] = ()) -> Fleet:
     _check_common(raw, file)
     entries = []
     for label, name, when, settings in _merged(raw, file):
-        experiment = experiment_of(settings, file, label)
+        experiment, problem = _experiment(settings, file, label)
         _check_gate(experiment, label, file)
-        entries.append(Entry(name=name, when=when, experiment=experiment))
+        entries.append(Entry(name=name, when=when, experiment=experiment, problem=problem))
     first = entries[0].experiment
     for entry, (label, *_) in zip(entries, _merged(raw, file), strict=True):
         mine, theirs = entry.experiment.evaluation.backend, first.evaluation.backend
@@ -96,6 +98,28 @@ def load_fleet(path: str | Path, overrides: Sequence[str] = ()) -> Fleet:
         storage=first.storage,
         resources=first.resources,
     )
+
+
+def _experiment(settings: dict[str, Any], file: Path, label: str) -> tuple[Experiment, str | None]:
+    """An entry's experiment. A release that isn't there, or isn't as it was released, is that
+    entry's trouble alone, as a missing adapter is: the reason comes second.
+
+    Raises:
+        UserError: settings that are wrong whatever the release says.
+    """
+    try:
+        return experiment_of(settings, file, label), None
+    except UserError as error:
+        bare = dict(settings)
+        for name in ("old", "new"):
+            version = settings.get(name)
+            if isinstance(version, dict) and version.get("release") is not None:
+                bare[name] = {"model": str(version["release"])}
+        if settings.get("also"):
+            bare["also"] = []
+        if bare == settings:
+            raise
+        return experiment_of(bare, file, label), str(error).removeprefix(f"{label}: ")
 
 
 def check_fleet(raw: dict[str, Any], file: Path) -> None:

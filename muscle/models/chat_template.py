@@ -188,7 +188,7 @@ def load_chat_template(
 def _end_of_turn(template: ChatTemplate) -> str:
     """The first special token that the template writes after an answer."""
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
-    rest = template._render(chat, None, False).rpartition(_MARK)[2]
+    before, _, rest = template._render(chat, None, False).rpartition(_MARK)
     known = {str(token) for token in template.tokenizer.added_tokens_decoder.values()}
     found = [(rest.index(token), -len(token), token) for token in known if token in rest]
     if not found:
@@ -196,6 +196,13 @@ def _end_of_turn(template: ChatTemplate) -> str:
             f"the chat template of {template.owner} writes no end-of-turn token after an "
             f"assistant's answer (but {rest!r}): an adapter trained by it would never learn to "
             "stop; let it write the tokenizer's end token there"
+        )
+    asked = template.prompt(chat[:1])
+    if before.startswith(asked) and before[len(asked) :].strip():
+        raise UserError(
+            f"the chat template of {template.owner} has no generation prompt: it keeps an answer "
+            f"after {before[len(asked) :].strip()!r} and asks for one without; let it write that "
+            "where add_generation_prompt is set"
         )
     return min(found)[2]
 

@@ -94,6 +94,10 @@ def read_finished(output: str, seed: int | None = None) -> Finished:
         UserError: it isn't one, isn't finished, or its files don't belong together.
     """
     output = storage.absolute(output)
+    if storage.exists(storage.join(output, "fleet.json")):
+        raise UserError(
+            f"{output} is a fleet: name one adapter's folder in it, {storage.join(output, 'NAME')}"
+        )
     data = _bytes(storage.join(output, "report.json"), output)
     report = checked(parsed(data, f"{output}/report.json"), f"{output}/report.json")
     there = storage.read_json(storage.join(output, "experiment.json"))

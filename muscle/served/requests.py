@@ -87,6 +87,10 @@ def first_choice(answer: Mapping[str, Any]) -> Mapping[str, Any]:
     return found
 
 
+BROKEN_OFF = ("error", "abort", "cancelled")
+"""What servers call an end that was none."""
+
+
 def output_of(answer: Mapping[str, Any], endpoint: Endpoint, plan: Plan) -> Output:
     """A generated text, cut at its stop strings where the server left them.
 
@@ -97,9 +101,14 @@ def output_of(answer: Mapping[str, Any], endpoint: Endpoint, plan: Plan) -> Outp
     ended = choice.get("finish_reason")
     if ended == "content_filter":
         raise RowError("the server withheld the answer (content_filter)", passing=False)
+    if ended in BROKEN_OFF or answer.get("error"):
+        said = answer.get("error") or f"finish_reason {ended}"
+        raise RowError(f"the server broke the answer off ({said})", passing=True)
     text = choice.get("text") if endpoint == "completions" else _content(choice.get("message"))
     if not isinstance(text, str):
         raise RowError("the server's answer has no text", passing=True)
+    # JSON can escape half a character, which no file of ours could hold.
+    text = text.encode("utf-8", "replace").decode()
     return written(text, plan.until, ended != "length", shortened=False)
 
 

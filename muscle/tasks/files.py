@@ -66,8 +66,21 @@ def _json_lines(stream: Any, path: str) -> list[Row]:
             raise UserError(f"{path}, row {number}: broken JSON: {error}") from None
         if not isinstance(fields, dict):
             raise UserError(f"{path}, row {number}: not a JSON object with named fields")
+        if b"\\u" in line and not _is_text(fields):
+            raise UserError(
+                f"{path}, row {number}: holds half a character (a lone \\ud800…\\udfff)"
+            )
         rows.append(Row(number, fields))
     return rows
+
+
+def _is_text(value: Any) -> bool:
+    """Whether all texts in a JSON value can be written: escapes may make half a character."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def to_dataset(fields: Sequence[dict[str, Any]], path: str) -> Any:

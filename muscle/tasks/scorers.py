@@ -133,7 +133,7 @@ def python_scorer(name: str) -> Scorer:
             made = found(answer, dict(row))
             value, why = made if isinstance(made, tuple) else (made, None)
             number = float(value)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             said = f"{type(error).__name__}: {' '.join(str(error).split())}"
             return Score(None, _reason("the scorer failed", said))
         if not math.isfinite(number):
@@ -212,4 +212,5 @@ def _halves(why: str) -> tuple[str, str]:
 
 def _reason(outcome: str, details: str = "") -> str:
     text = " ".join(f"{outcome}: {details}".split()) if details else outcome
+    text = text.encode("utf-8", "replace").decode()  # half a character fits in no file
     return text if len(text) <= MOST else text[: MOST - 3] + "..."

@@ -103,6 +103,10 @@ def test_tools() -> None:
     [
         (NO_END, "writes no end-of-turn token after an assistant's answer"),
         ("{% if broken", "fails: "),
+        (
+            "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}",
+            "has no generation prompt: it keeps an answer after 'assistant:'",
+        ),
         (None, "has no chat template"),
     ],
 )

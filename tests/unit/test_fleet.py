@@ -287,6 +287,7 @@ def test_what_is_wrong_with_an_entry_is_its_own(
     bad: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         "base": ({"new": other}, ("new: adapter", "another base")),
         "folder": ({"old": str(tmp_path / "nowhere")}, ("old: adapter", "does not exist")),
+        "release": ({"old": {"release": str(tmp_path / "none.json")}}, ("none.json",)),
         "model": ({"new": {"model": str(tmp_path / "none")}}, ("none",)),
         "task": ({"task": {**named, "name": "no_such_task"}}, ("no_such_task",)),
         "file": (own, ("gone.jsonl",)),

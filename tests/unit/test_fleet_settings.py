@@ -181,3 +181,15 @@ def test_variables_of_another_machine_are_left_to_it(tmp_path: Path) -> None:
     check_fleet(raw, tmp_path / "fleet.yaml")
     with pytest.raises(UserError, match=r"adapters\[0\] \(a\): unknown setting 'sed'"):
         check_fleet({**COMMON, "adapters": [{"name": "a", "sed": 1}]}, tmp_path / "fleet.yaml")
+
+
+def test_a_release_that_is_not_there_is_one_entrys_trouble(tmp_path: Path) -> None:
+    fleet = load(
+        tmp_path, {"name": "billing", "old": {"release": "nowhere.json"}}, {"name": "routing"}
+    )
+    billing, routing = fleet.entries
+    assert billing.problem is not None and "nowhere.json" in billing.problem
+    assert "does not exist" in billing.problem and routing.problem is None
+    # What is wrong whatever the release says is refused as ever.
+    entry = {"name": "billing", "old": {"release": "nowhere.json"}, "seeds": []}
+    assert "adapters[0] (billing): setting 'seeds'" in refused(tmp_path, entry)

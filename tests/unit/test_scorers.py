@@ -96,6 +96,12 @@ def explained(answer, row):
 def fails(answer, row):
     raise KeyError("tone\\nx")
 
+def leaves(answer, row):
+    raise SystemExit(5)
+
+def half_a_character(answer, row):
+    return 0.0, "bad: \\ud800"
+
 def infinite(answer, row):
     return float("inf")
 """
@@ -111,6 +117,8 @@ def test_a_scorer_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     failed = score("python:my_scorers:fails", "x")
     assert failed.value is None and failed.reason == "the scorer failed: KeyError: 'tone\\nx'"
     assert score("python:my_scorers:infinite", "x").value is None
+    assert score("python:my_scorers:leaves", "x").reason == "the scorer failed: SystemExit: 5"
+    assert score("python:my_scorers:half_a_character", "x").reason == "bad: ?"
     before = scorer_fingerprint("python:my_scorers:half")
     assert "return 0.5" in before and before != scorer_fingerprint("python:my_scorers:fails")
     for name, message in (

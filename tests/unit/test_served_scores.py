@@ -143,3 +143,24 @@ def test_a_loop_that_runs_already_is_no_hindrance() -> None:
         return finished(four())
 
     assert finished(four()) == asyncio.run(inside()) == 4
+
+
+@pytest.mark.parametrize(
+    ("choice", "more"),
+    [
+        ({"message": {"content": ""}, "finish_reason": "error"}, {"error": {"message": "busy"}}),
+        ({"message": {"content": "po"}, "finish_reason": "abort"}, {}),
+        ({"message": {"content": "po"}, "finish_reason": "stop"}, {"error": "overloaded"}),
+    ],
+)
+def test_an_answer_that_the_server_broke_off_is_none(choice: Any, more: Any) -> None:
+    from muscle.evaluation.plan import make_plan
+    from muscle.served.failures import RowError
+    from muscle.served.requests import output_of
+
+    plan = make_plan('{"until": [], "max_gen_toks": 8}', None, 0)
+    with pytest.raises(RowError, match="broke the answer off") as caught:
+        output_of({"choices": [choice], **more}, "chat", plan)
+    assert caught.value.passing
+    whole = {"message": {"content": "a\ud800b"}, "finish_reason": "stop"}
+    assert output_of({"choices": [whole]}, "chat", plan).text == "a?b"

@@ -252,6 +252,7 @@ BAD_ROWS = [
     (chat(user("a"), said("y")), "the last message is the assistant's and differs from 'gold'"),
     (chat(user("a"), tools="find"), "'tools' must be a list of objects"),
     ({"id": "a", "messages": [user("a")], "gold": " "}, "the right answer is empty"),
+    (chat(user("\ud800 hi")), "row 1: holds half a character"),
     (chat(SYSTEM), "the last message is system: nothing is asked"),
 ]
 
