@@ -7,6 +7,7 @@ workers and is a pickle.
 
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -25,6 +26,9 @@ from muscle.models.structure import unwrap
 from muscle.storage import scratch
 from muscle.training.engine import BETAS, EPSILON, MOMENTS
 from muscle.training.student import Student
+
+RELEASE_SECONDS = 0.5
+"""How long torch may take between the closing of a lock file and its removal."""
 
 
 def complete_config(config: dict[str, Any], settings: TrainingConfig) -> dict[str, Any]:
@@ -193,12 +197,17 @@ def join_workers() -> None:
     """Let DeepSpeed take over the process group that torch.distributed has."""
     import deepspeed
     from deepspeed.accelerator import get_accelerator
+    from deepspeed.comm.torch import build_shm_op
     from torch.utils import cpp_extension
 
-    # What init_distributed compiles on a CPU, the first time on a machine.
+    # What init_distributed compiles on a CPU, the first time on a machine. Trainings side by
+    # side take turns: torch's own lock outlives a killed worker, this one doesn't.
     builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
     if builder is not None:
-        forget_abandoned(Path(cpp_extension._get_build_directory(builder.name, False)) / "lock")
+        folder = Path(cpp_extension._get_build_directory(builder.name, False))
+        with locked(scratch("compiling.lock")):
+            forget_abandoned(folder / "lock")
+            build_shm_op()
     deepspeed.init_distributed(verbose=False)
 
 
@@ -207,12 +216,12 @@ def forget_abandoned(lock: Path) -> bool:
 
     A worker that is killed while it compiles leaves it, and torch waits for it for ever.
     """
-    if not lock.exists():
-        return False
-    with locked(scratch("compiling.lock")):
+    # Torch closes the file before it removes it: only one that stays so is abandoned.
+    for pause in (RELEASE_SECONDS, 0.0):
         if not lock.exists() or any(_holds(process, lock) for process in psutil.process_iter()):
             return False
-        lock.unlink()
+        time.sleep(pause)
+    lock.unlink(missing_ok=True)
     return True
 
 

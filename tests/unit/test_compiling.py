@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -41,3 +43,26 @@ def test_a_lock_is_kept_while_somebody_compiles_and_dropped_when_they_died(
 
 def test_without_a_lock_there_is_nothing_to_do(tmp_path: Path) -> None:
     assert not forget_abandoned(tmp_path / "lock")
+
+
+def test_a_lock_that_is_just_being_released_is_left_to_its_owner(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    baton = FileBaton(str(lock))
+    assert baton.try_acquire()
+    assert baton.fd is not None
+    os.close(baton.fd)  # the first half of `release`
+    baton.fd = None
+    failed: list[OSError] = []
+
+    def release() -> None:  # the second half, which fails where the file is gone
+        time.sleep(0.1)
+        try:
+            baton.release()
+        except OSError as error:
+            failed.append(error)
+
+    ending = threading.Thread(target=release)
+    ending.start()
+    assert not forget_abandoned(lock)
+    ending.join()
+    assert not failed and not lock.exists()
