@@ -11,13 +11,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from muscle.compatibility_config import CompatibilityConfig, InputsConfig
 from muscle.settings import (
     TUNING_FRACTION,
     BackendName,
-    Fraction,
     GateConfig,
     HardwareConfig,
-    Interpolation,
     MaskName,
     Part,
     Positive,
@@ -42,6 +41,7 @@ __all__ = [
     "Experiment",
     "GateConfig",
     "HardwareConfig",
+    "InputsConfig",
     "MaskName",
     "PromptingConfig",
     "RangeConfig",
@@ -108,24 +108,6 @@ class TrainingConfig(Part):
     def update_size(self) -> int:
         """Examples per optimizer update."""
         return self.batch_size * self.accumulation
-
-
-class CompatibilityConfig(Part):
-    """L = (1 - ce_weight) mean[old_weight m a1 + (1 - m) a2] + ce_weight CE  (§4, A.4).
-
-    `learning_rate`, `epochs` and `warmup_steps` are the task adapters' unless given
-    ("same hyper-parameters", A.1). `interpolation` w serves (1 - w) new + w compat, of the
-    weight changes BA, at new's rank; 1 is the trained adapter itself.
-    """
-
-    mask: MaskName = "student-wrong"
-    temperature: Annotated[float, Field(gt=0.0)] = 2.0
-    ce_weight: Fraction = 0.0
-    old_weight: Annotated[float, Field(ge=0.0)] = 1.0
-    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    epochs: Positive | None = None
-    warmup_steps: Annotated[int, Field(ge=0)] | None = None
-    interpolation: Interpolation = 1.0
 
 
 class EvaluationConfig(Part):

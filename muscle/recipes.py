@@ -11,6 +11,7 @@ from typing import Any
 from muscle.artifacts import key_of
 from muscle.bases import Base
 from muscle.chats import Chats
+from muscle.compatibility_config import CHOICE_ONLY
 from muscle.config import EvaluationConfig, Experiment, TrainingConfig
 from muscle.losses.needs import needed_teachers
 from muscle.splits import training_split
@@ -116,7 +117,7 @@ def compat_adapter(
     run: Run,
 ) -> Step:
     needs = needed_teachers(experiment.compatibility)
-    elsewhere = {"learning_rate", "epochs", "warmup_steps", "interpolation"}
+    elsewhere = {"learning_rate", "epochs", "warmup_steps", "interpolation", "level", *CHOICE_ONLY}
     loss = experiment.compatibility.model_dump(exclude=elsewhere)
     if not needs:  # plain cross-entropy: mask, temperature and weights play no part
         loss = {"ce_weight": 1.0}

@@ -14,7 +14,16 @@ ROOT = Path(muscle.__file__).parent
 # A module may import from its own layer and from layers above it in this list.
 LAYERS = [
     ["errors", "credentials", "types", "__init__"],
-    ["config", "settings", "task_config", "overrides", "remote", "storage", "copies"],
+    [
+        "config",
+        "settings",
+        "task_config",
+        "compatibility_config",
+        "overrides",
+        "remote",
+        "storage",
+        "copies",
+    ],
     ["experiment", "released", "tables", "artifacts", "side"],
     ["tasks", "metrics", "losses", "models", "teachers", "testbed"],
     ["evaluation", "training"],

@@ -1,0 +1,128 @@
+"""How the compatibility adapter is taught: by tokens, as published, or by whole answers."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from muscle.settings import Fraction, Interpolation, MaskName, Part, Positive
+from muscle.task_config import TaskConfig
+
+LevelName = Literal["token", "choice"]
+
+TeacherName = Literal["old", "new", "mean", "confident", "old-where-right"]
+
+MIXED: frozenset[TeacherName] = frozenset({"mean", "confident"})
+"""Teachers that `mix` weighs."""
+
+
+class InputsConfig(Part):
+    """Inputs of a task that nobody labelled: a file, the rest of a split, another task.
+
+    path     JSONL(.gz) or Parquet with the fields that the task's prompt reads, or chats
+    split    "train" is what `training.limit` leaves out, "validation" the task's own
+    task     another task, whose training split is asked in its own words
+    limit    so many of them, by `data_seed`
+    overlap  what to do with those that are test inputs too
+    """
+
+    path: str | None = None
+    split: Literal["train", "validation"] | None = None
+    task: TaskConfig | None = None
+    limit: Positive | None = None
+    overlap: Literal["refuse", "drop"] = "refuse"
+
+    @field_validator("task", mode="before")
+    @classmethod
+    def _task_by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "InputsConfig":
+        given = [n for n in ("path", "split", "task") if getattr(self, n) is not None]
+        if len(given) != 1:
+            raise ValueError("give one of 'path', 'split' and 'task' (or write train)")
+        return self
+
+
+Inputs = Literal["train"] | InputsConfig
+
+TOKEN_ONLY = ("mask", "old_weight")
+CHOICE_ONLY = (
+    "teacher",
+    "mix",
+    "margin",
+    "focus",
+    "length_normalised",
+    "inputs",
+    "folds",
+    "samples",
+)
+
+
+class CompatibilityConfig(Part):
+    """The loss of the compatibility adapter, and what it is taught on.
+
+    Level token, as published (section 4, A.4):
+        L = (1 - ce_weight) mean[old_weight m a_old + (1 - m) a_new] + ce_weight CE
+    Level choice, over the K answers of an input, p the teachers' mixed distribution over
+    them and q the student's, both of log-likelihoods divided by the temperature:
+        L = mean[w ((1 - ce_weight) KL(p || q) + hinge(margin)) + ce_weight CE]
+    with w = 1 + focus where old is right, else 1 (`muscle.losses.choices`).
+
+    teacher            whose distribution p is; `mix` is old's weight in mean and confident
+    margin             by how much (nats) p's likeliest answer is to lead all others
+    length_normalised  log-likelihoods by length, as acc_norm has it; default: as the task's
+                       metric does, and for written answers always
+    inputs             what is asked: "train" and unlabelled ones
+    folds              teach the training split by adapters that haven't seen the example
+    samples            answers drawn from each teacher beside its greedy one, where a model
+                       writes its answers
+
+    `learning_rate`, `epochs` and `warmup_steps` are the task adapters' unless given
+    ("same hyper-parameters", A.1). `interpolation` w serves (1 - w) new + w compat, of the
+    weight changes BA, at new's rank; 1 is the trained adapter itself.
+    """
+
+    level: LevelName = "token"
+    mask: MaskName = "student-wrong"
+    temperature: Annotated[float, Field(gt=0.0)] = 2.0
+    ce_weight: Fraction = 0.0
+    old_weight: Annotated[float, Field(ge=0.0)] = 1.0
+    teacher: TeacherName = "mean"
+    mix: Fraction | None = None  # default: 0.5
+    margin: Annotated[float, Field(ge=0.0)] = 0.0
+    focus: Annotated[float, Field(ge=0.0)] = 0.0
+    length_normalised: bool | None = None
+    inputs: Annotated[list[Inputs], Field(min_length=1)] = Field(default=["train"])
+    folds: Annotated[int, Field(ge=2)] | None = None
+    samples: Annotated[int, Field(ge=0, le=32)] = 2
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    epochs: Positive | None = None
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    interpolation: Interpolation = 1.0
+
+    @model_validator(mode="after")
+    def _one_level(self) -> "CompatibilityConfig":
+        wrong, other = (CHOICE_ONLY, "choice") if self.level == "token" else (TOKEN_ONLY, "token")
+        for name in wrong:
+            if getattr(self, name) != type(self).model_fields[name].get_default():
+                raise ValueError(
+                    f"'{name}' is of level {other}: set 'level: {other}' or leave it out"
+                )
+        if self.mix is not None and self.teacher not in MIXED:
+            raise ValueError(f"'mix' weighs the teachers mean and confident, not {self.teacher}")
+        if self.folds is not None and "train" not in self.inputs:
+            raise ValueError("'folds' are of the training split: put train among 'inputs'")
+        if self.inputs.count("train") > 1:
+            raise ValueError("'train' is among 'inputs' twice")
+        return self
+
+    @property
+    def by_choice(self) -> bool:
+        """Whether whole answers are taught."""
+        return self.level == "choice"
+
+    @property
+    def old_share(self) -> float:
+        """The weight of old in a mixed teacher."""
+        return 0.5 if self.mix is None else self.mix
