@@ -86,6 +86,28 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """One input that answers are distilled on.
+
+    query      what is asked: K >= 2 log-likelihood requests, one for each given answer, or one
+               generation request where a model writes its answer
+    gold       the right answer's place among the K, where somebody labelled the input
+    lengths    of the K answers, in characters without their leading space, as acc_norm has it
+    gold_text  the right written answer, delimiter included, where somebody labelled the input
+    """
+
+    query: Query
+    gold: int | None = None
+    lengths: tuple[int, ...] = ()
+    gold_text: str | None = None
+
+    @property
+    def id(self) -> str:
+        """The query's."""
+        return self.query.id
+
+
+@dataclass(frozen=True, slots=True)
 class Output:
     """What a model returns for one `Request`.
 
