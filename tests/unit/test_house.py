@@ -34,6 +34,7 @@ LAYERS = [
         "chats",
         "older",
         "questions",
+        "unlabelled",
         "answers",
         "recipes",
         "plan",
