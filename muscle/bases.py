@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from muscle import copies, storage
 from muscle.config import Experiment, VersionConfig
 from muscle.errors import UserError
-from muscle.losses.needs import different_tokenizers, needed_teachers
+from muscle.losses.needs import aligns_tokens, different_tokenizers
 from muscle.released import check_base
 
 
@@ -91,7 +91,7 @@ def check_tokenizers(experiment: Experiment) -> str:
     from muscle.models.load import load_tokenizer
 
     old, new = (load_tokenizer(v.model, v.revision) for _, v in versions_of(experiment))
-    if "old" in needed_teachers(experiment.compatibility):
+    if aligns_tokens(experiment.compatibility):
         reason = same_ids(old, new)
         if reason is not None:
             raise UserError(different_tokenizers(reason))
@@ -104,7 +104,7 @@ def vocabulary_notes(experiment: Experiment) -> tuple[str, ...]:
     from muscle.models.fingerprint import vocabulary_note
     from muscle.models.load import load_tokenizer
 
-    if "old" not in needed_teachers(experiment.compatibility):
+    if not aligns_tokens(experiment.compatibility):
         return ()
     note = vocabulary_note(
         *(load_tokenizer(v.model, v.revision) for _, v in versions_of(experiment))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from muscle.config import Experiment, VersionConfig
 from muscle.errors import UserError
-from muscle.losses.needs import needed_teachers
+from muscle.losses.needs import aligns_tokens
 from muscle.splits import training_split
 from muscle.tasks import Task
 from muscle.tasks.prompting import Prompting
@@ -81,7 +81,7 @@ def chats_of(experiment: Experiment, task: Task) -> Chats | None:
                 f"{experiment.training.max_length}: raise it, or shorten the chats"
             )
     end_of_turn = None
-    if "old" in needed_teachers(experiment.compatibility):
+    if aligns_tokens(experiment.compatibility):
         _check_answers(experiment, splits, too_long, tokenizers, templates)
         end_of_turn = _ends(templates, tokenizers)
     return Chats(templates["old"], templates["new"], too_long, end_of_turn, tuple(notes))

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.syntax import Syntax
 from rich.table import Table
 
+from muscle.answering import teaching_of
 from muscle.artifacts import Store, open_store
 from muscle.config import BackendName, Experiment, ResourcesConfig
 from muscle.display import ProgressDisplay
@@ -33,7 +34,6 @@ from muscle.predict import Evaluator
 from muscle.report import print_examples, print_scores, print_table
 from muscle.report.text import one_line
 from muscle.results import Outcome, check_gate
-from muscle.teaching import Teaching
 from muscle.training.settings import check_settings
 
 if TYPE_CHECKING:
@@ -297,9 +297,9 @@ def show_plan(plan: Plan, output: str, console: Console) -> None:
     settings = yaml.safe_dump(plan.experiment.model_dump(), sort_keys=False, allow_unicode=True)
     console.print(Syntax(settings, "yaml", background_color="default", word_wrap=True))
     store = open_store(plan.experiment.storage, output)
-    teaching = Teaching(plan, store)
+    teaching = teaching_of(plan, store)
     show_steps(plan.experiment.name, [*plan.steps(), *teaching.steps()], store, console)
-    if teaching.untrained and plan.teachers:
+    if teaching.untrained and (plan.teachers or plan.answers):
         way = "cached" if teaching.choice.cached else "online"
         show_notes([f"teachers {way}: {teaching.choice.reason}"], console)
     console.print(f"results would go to {output}", highlight=False, markup=False)

@@ -67,7 +67,7 @@ class CompatibilityConfig(Part):
         L = (1 - ce_weight) mean[old_weight m a_old + (1 - m) a_new] + ce_weight CE
     Level choice, over the K answers of an input, p the teachers' mixed distribution over
     them and q the student's, both of log-likelihoods divided by the temperature:
-        L = mean[w ((1 - ce_weight) KL(p || q) + hinge(margin)) + ce_weight CE]
+        L = mean[w (1 - ce_weight) (KL(p || q) + hinge(margin)) + ce_weight CE]
     with w = 1 + focus where old is right, else 1 (`muscle.losses.choices`).
 
     teacher            whose distribution p is; `mix` is old's weight in mean and confident

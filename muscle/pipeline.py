@@ -4,7 +4,7 @@ The pipeline knows what to do and what is done; a launcher, handed in, knows how
 run training and evaluation (`muscle.launch` on Ray, `muscle.alone` in this process).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from muscle import copies, storage
+from muscle.answering import Answering, teaching_of
 from muscle.artifacts import Store, open_store
 from muscle.config import Experiment
 from muscle.errors import UserError
@@ -21,7 +22,7 @@ from muscle.predict import Evaluator, Predictor, Wanted, wanted_of
 from muscle.results import ELSEWHERE, Outcome, Results, check_gate
 from muscle.steps import Workshop
 from muscle.tables import write_examples
-from muscle.teaching import Cacher, Teaching, adapter_folder
+from muscle.teaching import Cacher, adapter_folder
 from muscle.training.job import OnProgress, Progress, TrainJob
 from muscle.training.settings import read_deepspeed
 from muscle.types import AGAIN, VERSIONS, Version
@@ -56,7 +57,7 @@ class Pipeline:
         self.launcher = launcher
         self.on_progress = on_progress
         self.workshop = Workshop(self.store, on_progress)
-        self.teaching = Teaching(plan, self.store)
+        self.teaching = teaching_of(plan, self.store)
         self.predictor = Predictor(
             self.workshop,
             launcher,
@@ -103,16 +104,19 @@ class Pipeline:
     def write_examples(self) -> None:
         """Have the examples that trainings read."""
         for version in ("old", "new"):  # the same step twice, unless they are chats
-            self._examples_of(version)
+            self._examples_of(version, self.plan.taught.of(version))
+            for fold in self.plan.answers.folds if self.plan.answers else ():
+                self._examples_of(version, fold.examples.of(version), fold.ids)
 
-    def _examples_of(self, version: Version) -> None:
+    def _examples_of(self, version: Version, step: Step, without: Collection[str] = ()) -> None:
         def write(folder: Path) -> dict[str, Any]:
             train, validation = self.plan.split_of(version)
+            train = [example for example in train if example.id not in without]
             write_examples(folder / "train.parquet", train)
             write_examples(folder / "validation.parquet", validation)
             return {"train": len(train), "validation": len(validation)}
 
-        self.workshop.once(self.plan.taught.of(version), write)
+        self.workshop.once(step, write)
 
     def train_compat(self) -> None:
         """Cache the teachers and train from them; what was damaged on disk is made again, once.
@@ -174,8 +178,20 @@ class Pipeline:
             who for who, s in self.plan.adapters.items() if s is not None and (s.kind, s.key) == key
         ]
         if not found:
-            return self._train_again(key, attempt)
+            return self._train_in_fold(key, attempt) or self._train_again(key, attempt)
         return self._train_job(*found[0], key, attempt)
+
+    def _train_in_fold(self, key: tuple[str, str], attempt: str) -> TrainJob | None:
+        """The job of an adapter that only teaches, without a part of the training split."""
+        for fold in self.plan.answers.folds if self.plan.answers else ():
+            for (version, run), step in fold.adapters.items():
+                if (step.kind, step.key) == key:
+                    job = self._train_job(version, run, key, attempt)
+                    examples = self.workshop.artifact(fold.examples.of(version)).path
+                    curves = f"{version}-{run[0]}-without-{fold.number}"
+                    logs = storage.join(self.output, "curves", curves)
+                    return replace(job, title=step.label, examples=examples, logs=logs)
+        return None
 
     def _train_again(self, key: tuple[str, str], attempt: str) -> TrainJob:
         """The job of the second old, which only the noise floor needs: old's, with its seed."""
@@ -190,7 +206,9 @@ class Pipeline:
     ) -> TrainJob:
         compat = version == "compat"
         resources = self.experiment.resources
+        answers = self.plan.answers if compat else None
         loss = self.experiment.compatibility if compat else None
+        loss = loss if answers is None else answers.loss
         needs = needed_teachers(loss) if loss is not None else ()
         several = len(self.experiment.runs) > 1
         seed = run[1] if compat else run[0]
@@ -227,6 +245,11 @@ class Pipeline:
                 else None
             ),
             end_of_turn=self.plan.chats.end_of_turn if compat and self.plan.chats else None,
+            questions=(
+                self.teaching.questions(self.workshop, run)
+                if compat and isinstance(self.teaching, Answering)
+                else None
+            ),
         )
 
     def _adapter(self, version: Version, run: Run) -> str:

@@ -4,6 +4,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from muscle.answers import Answers, Reader, lay_answers
 from muscle.bases import (
     Base,
     check_tokenizers,
@@ -82,6 +83,9 @@ class Plan:
     teachers: Mapping[tuple[Version, Run], Step]  # what caches would hold, if there are any
     predictions: Mapping[tuple[Version, Run], Step]
     notes: tuple[str, ...] = ()  # what a user should know before it runs
+    # What answers are distilled from; None at level token.
+    answers: Answers | None = None
+    reader: Reader | None = None
     again: Mapping[Run, Again] = field(default_factory=dict)  # empty: no noise floor
     chats: Chats | None = None  # None: the task's examples are no chats
     # Releases that answer too, with what they are asked and their predictions.
@@ -113,12 +117,15 @@ class Plan:
         """Every distinct step in the order in which it runs; caches are `teaching`'s to decide."""
         again = self.again.values()
         adapters = [*self.adapters.values(), *(other.adapter for other in again)]
+        folds = self.answers.steps() if self.answers is not None else []
+        adapters += [step for step in folds if step.kind == "task-adapter"]
         trained = [s for s in adapters if s is not None]
         trained.sort(key=lambda s: s.kind == "compat-adapter")  # stable: task adapters first
         made = [*trained, *self.interpolated.values(), *self.predictions.values()]
         made += [other.predictions for other in again]
         made += [step for _, *steps in self.older for step in steps]
         parts = [self.taught.old, self.taught.new, self.asked.old, self.asked.new]
+        parts += [step for step in folds if step.kind == "examples"]
         steps = [*parts, *made]
         return list({(s.kind, s.key): s for s in steps}.values())
 
@@ -141,7 +148,8 @@ def make_plan(experiment: Experiment, task: Task | None = None) -> Plan:
     taught = _each(chats, lambda v: examples_step(experiment, task, chats, v))
     asked = asked_of(task, chats, "evaluation requests", experiment.evaluation.limit)
     notes = _notes(experiment, task, chats)
-    plan = _lay_out(experiment, task, (old, new), tokenizer, taught, asked, notes, chats)
+    reader = Reader(experiment, task, chats)
+    plan = _lay_out(experiment, task, (old, new), tokenizer, taught, asked, notes, reader)
     older = [_older(plan, one) for one in resolve_older(experiment, plan.old, task)]
     return replace(plan, again=_again(plan), older=older)
 
@@ -181,7 +189,7 @@ def vary(
         plan.taught,
         asked or plan.asked,
         plan.notes,
-        plan.chats,
+        plan.reader or Reader(plan.experiment, plan.task, plan.chats),
     )
 
 
@@ -193,7 +201,7 @@ def _lay_out(
     taught: PerBase,
     asked: PerBase,
     notes: tuple[str, ...],
-    chats: Chats | None,
+    reader: Reader,
 ) -> Plan:
     """All steps of what was resolved."""
     old, new = bases
@@ -204,12 +212,14 @@ def _lay_out(
     for run in experiment.runs:
         adapters["old", run] = task_adapter(experiment, "old", old, taught.old, run)
         adapters["new", run] = task_adapter(experiment, "new", new, taught.new, run)
-        trained = compat_adapter(experiment, adapters, old, new, taught, run)
+    answers = lay_answers(experiment, reader, bases, adapters)
+    for run in experiment.runs:
+        trained = compat_adapter(experiment, adapters, old, new, taught, answers, run)
         adapters["compat", run] = trained
         if experiment.compatibility.interpolation != 1.0:
             start = identity(new, adapters["new", run])
             interpolated[run] = interpolated_adapter(experiment, start, trained, run)
-        for name in needed_teachers(experiment.compatibility):
+        for name in () if answers else needed_teachers(experiment.compatibility):
             teacher = old if name == "old" else new
             teachers[name, run] = teacher_cache(
                 experiment, name, teacher, adapters[name, run], tokenizer, taught.of(name), run
@@ -234,8 +244,10 @@ def _lay_out(
         interpolated,
         teachers,
         predictions,
-        notes,
-        chats=chats,
+        notes if answers is None else tuple(dict.fromkeys((*notes, *answers.asked.new.notes))),
+        chats=reader.chats,
+        answers=answers,
+        reader=reader,
     )
 
 

@@ -6,27 +6,38 @@ recipe version when the code changes them.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from muscle.artifacts import key_of
 from muscle.bases import Base
 from muscle.chats import Chats
-from muscle.compatibility_config import CHOICE_ONLY
+from muscle.compatibility_config import CHOICE_ONLY, TOKEN_ONLY
 from muscle.config import EvaluationConfig, Experiment, TrainingConfig
 from muscle.losses.needs import needed_teachers
 from muscle.splits import training_split
 from muscle.tasks import Task
 from muscle.types import Version
 
+if TYPE_CHECKING:
+    from muscle.answers import Answers
+
 RECIPES = {
     "examples": 1,
     "queries": 1,
     "task-adapter": 2,
     "teacher": 1,
+    "candidates": 1,
+    "questions": 1,
+    "scores": 1,
     "compat-adapter": 2,
     "interpolated-adapter": 1,
     "predictions": 4,
 }
+
+ELSEWHERE = frozenset(
+    {"learning_rate", "epochs", "warmup_steps", "interpolation", "inputs", "folds", "samples"}
+)
+"""Compatibility settings that stand elsewhere in a compat adapter's key than in its loss."""
 
 Run = tuple[int, int]
 """(seed of the task adapters, seed of the compatibility adapter)."""
@@ -89,7 +100,8 @@ def identity(base: Base, step: Step | None) -> str:
     return adapter
 
 
-def _label(experiment: Experiment, text: str, seed: int) -> str:
+def label_of(experiment: Experiment, text: str, seed: int) -> str:
+    """What a step of a run is called: with its seed where there are several."""
     return f"{text} (seed {seed})" if len(experiment.runs) > 1 else text
 
 
@@ -105,7 +117,7 @@ def task_adapter(
         "examples": examples.key,
         "seed": run[0],
     }
-    return Step("task-adapter", _label(experiment, f"train {version}", run[0]), inputs)
+    return Step("task-adapter", label_of(experiment, f"train {version}", run[0]), inputs)
 
 
 def compat_adapter(
@@ -114,11 +126,13 @@ def compat_adapter(
     old: Base,
     new: Base,
     taught: PerBase,
+    answers: "Answers | None",
     run: Run,
 ) -> Step:
+    if answers is not None:
+        return _answer_adapter(experiment, adapters, new, answers, run)
     needs = needed_teachers(experiment.compatibility)
-    elsewhere = {"learning_rate", "epochs", "warmup_steps", "interpolation", "level", *CHOICE_ONLY}
-    loss = experiment.compatibility.model_dump(exclude=elsewhere)
+    loss = experiment.compatibility.model_dump(exclude={*ELSEWHERE, "level", *CHOICE_ONLY})
     if not needs:  # plain cross-entropy: mask, temperature and weights play no part
         loss = {"ce_weight": 1.0}
     inputs = {
@@ -132,13 +146,36 @@ def compat_adapter(
     }
     if "old" in needs and taught.old.key != taught.new.key:
         inputs["old_examples"] = taught.old.key
-    return Step("compat-adapter", _label(experiment, "train compat", run[1]), inputs)
+    return Step("compat-adapter", label_of(experiment, "train compat", run[1]), inputs)
+
+
+def _answer_adapter(
+    experiment: Experiment,
+    adapters: Mapping[tuple[Version, Run], Step | None],
+    new: Base,
+    answers: "Answers",
+    run: Run,
+) -> Step:
+    loss = answers.loss.model_dump(exclude={*ELSEWHERE, *TOKEN_ONLY, "mix"})
+    loss["old_share"] = answers.loss.old_share
+    if not needed_teachers(answers.loss):  # plain cross-entropy over the given answers
+        loss = {"level": "choice", "ce_weight": 1.0, "length": answers.loss.length_normalised}
+    inputs = {
+        "base": new.fingerprint,
+        "start": identity(new, adapters["new", run]),
+        "loss": loss,
+        "training": _training_inputs(experiment.compat_training),
+        "questions": answers.questions[run].new.key,
+        "scores": {v: s.key for (v, of), s in answers.scores.items() if of == run},
+        "seed": run[1],
+    }
+    return Step("compat-adapter", label_of(experiment, "train compat", run[1]), inputs)
 
 
 def interpolated_adapter(experiment: Experiment, new: str, trained: Step, run: Run) -> Step:
     weight = experiment.compatibility.interpolation
     inputs = {"new": new, "compat": trained.key, "weight": weight}
-    label = _label(experiment, f"interpolate compat x {weight:g}", run[1])
+    label = label_of(experiment, f"interpolate compat x {weight:g}", run[1])
     return Step("interpolated-adapter", label, inputs)
 
 
@@ -161,7 +198,7 @@ def teacher_cache(
         "max_length": experiment.training.max_length,
         "loss_on": experiment.training.loss_on,
     }
-    return Step("teacher", _label(experiment, f"cache {version} teacher", run[0]), inputs)
+    return Step("teacher", label_of(experiment, f"cache {version} teacher", run[0]), inputs)
 
 
 def version_predictions(
@@ -174,7 +211,7 @@ def version_predictions(
 ) -> Step:
     seed = run[1] if version == "compat" else run[0]
     return predictions_step(
-        _label(experiment, f"evaluate {version}", seed),
+        label_of(experiment, f"evaluate {version}", seed),
         base,
         identity(base, adapter),
         queries,

@@ -203,7 +203,7 @@ def write_examples(path: str | Path, examples: Sequence[TrainingExample]) -> Non
 
 def read_examples(path: str | Path) -> list[TrainingExample]:
     """Read training examples. Raises UserError: no such file, not ours."""
-    return [row_to_example(row) for row in _read(path, EXAMPLE_SCHEMA)]
+    return [row_to_example(row) for row in read_rows(path, EXAMPLE_SCHEMA)]
 
 
 GROUP_ROWS = 128
@@ -237,7 +237,7 @@ def read_query_group(path: str | Path, group: int) -> list[Query]:
 
 def read_queries(path: str | Path) -> list[Query]:
     """Read queries. Raises UserError: no such file, not ours."""
-    return [row_to_query(row) for row in _read(path, QUERY_SCHEMA)]
+    return [row_to_query(row) for row in read_rows(path, QUERY_SCHEMA)]
 
 
 def write_answers(path: str | Path, answers: Sequence[Answer]) -> None:
@@ -247,7 +247,7 @@ def write_answers(path: str | Path, answers: Sequence[Answer]) -> None:
 
 def read_answers(path: str | Path) -> list[Answer]:
     """Read answers. Raises UserError: no such file, not ours."""
-    return [row_to_answer(row) for row in _read(path, ANSWER_SCHEMA)]
+    return [row_to_answer(row) for row in read_rows(path, ANSWER_SCHEMA)]
 
 
 def write_predictions(
@@ -271,7 +271,7 @@ def write_predictions(
 
 def read_predictions(path: str | Path) -> list[Prediction]:
     """Read predictions. Raises UserError: no such file, not ours."""
-    return [row_to_prediction(row) for row in _read(path, PREDICTION_SCHEMA)]
+    return [row_to_prediction(row) for row in read_rows(path, PREDICTION_SCHEMA)]
 
 
 def read_about(path: str | Path) -> dict[str, Any]:
@@ -308,7 +308,12 @@ def write_rows(
     write_bytes(str(path), sink.getvalue().to_pybytes())
 
 
-def _read(path: str | Path, schema: pa.Schema) -> list[Row]:
+def read_rows(path: str | Path, schema: pa.Schema) -> list[Row]:
+    """Plain rows of a file with this schema; the inverse of `write_rows`.
+
+    Raises:
+        UserError: no such file, not a whole one, or another schema.
+    """
     with _open(path) as file:
         return _rows(path, file.read(), schema)
 

@@ -53,13 +53,17 @@ class TreeMasks:
         """Masks to add, [B, 1, L, P + L] in the dtype and on the device of `like`."""
         length = max(len(row.token_L) for row in rows)
         end_BL = pad([row.end_L for row in rows], length, like.device)
-        node_L = torch.arange(length, device=like.device)
+        position_BL = pad([row.position_L for row in rows], length, like.device)
+        return self.of(end_BL, position_BL, like, trunk)
+
+    def of(self, end_BL: Tensor, position_BL: Tensor, like: Tensor, trunk: int = 0) -> "Masks":
+        """The same from `Row.end_L` and `Row.position_L`, padded with 0."""
+        node_L = torch.arange(end_BL.shape[1], device=like.device)
         # A node of padding sees itself, since a softmax over nothing is NaN.
         end_BL = torch.where(end_BL == 0, node_L + 1, end_BL)
         sees_BLL = (node_L <= node_L[:, None]) & (node_L[:, None] < end_BL[:, None, :])
         sees_BLK = torch.nn.functional.pad(sees_BLL, (trunk, 0), value=True)
-        position_BL = pad([row.position_L for row in rows], length, like.device)
-        trunk_P = torch.arange(trunk, device=like.device).expand(len(rows), trunk)
+        trunk_P = torch.arange(trunk, device=like.device).expand(len(end_BL), trunk)
         position_BK = torch.cat([trunk_P, position_BL], dim=1)
         masks = {}
         for kind, window in self.windows.items():
@@ -169,16 +173,24 @@ def tree_masks(model: Any) -> TreeMasks | str:
     The model's type and attention kernel have to be known, and a tree of a few tokens has
     to give the hidden states that each branch gives alone.
     """
-    config = unwrap(model).get_decoder().config
-    kernel = config._attn_implementation
-    name = f"{config.model_type} with {kernel} attention"
-    windows = _windows(config)
-    if windows is None or kernel not in KERNELS:
-        return f"{name} isn't known to take a tree mask: each choice runs alone"
-    masks = TreeMasks(windows)
-    if not _check(model, masks):
-        return f"{name} gives other numbers under a tree mask: each choice runs alone"
+    masks = known_masks(model)
+    if not isinstance(masks, str) and not _check(model, masks):
+        return f"{_name(model)} gives other numbers under a tree mask: each choice runs alone"
     return masks
+
+
+def known_masks(model: Any) -> TreeMasks | str:
+    """`tree_masks` by type and kernel alone, for a model that can't run yet (partitioned)."""
+    config = unwrap(model).get_decoder().config
+    windows = _windows(config)
+    if windows is None or config._attn_implementation not in KERNELS:
+        return f"{_name(model)} isn't known to take a tree mask: each choice runs alone"
+    return TreeMasks(windows)
+
+
+def _name(model: Any) -> str:
+    config = unwrap(model).get_decoder().config
+    return f"{config.model_type} with {config._attn_implementation} attention"
 
 
 def _windows(config: Any) -> dict[str, int | None] | None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from muscle import storage
+from muscle.answering import Answering
 from muscle.errors import SomeFailedError, UserError
 from muscle.fleet.member import Member, check_weights, reason_of
 from muscle.pipeline import Launcher
@@ -11,6 +12,7 @@ from muscle.plan import Step
 from muscle.predict import Predictor, Wanted
 from muscle.steps import Workshop
 from muscle.teachers.job import TeacherAsk, TeacherBase, TeacherJob
+from muscle.teaching import Teaching
 from muscle.training.job import OnProgress, TrainJob
 from muscle.types import Version
 
@@ -167,6 +169,9 @@ class Passes:
         for member in members:
             with member.guarded():
                 teaching = member.works.teaching
+                if isinstance(teaching, Answering):
+                    self._answer(teaching)
+                    continue
                 missing = [s for s in self.workshop.missing(teaching.steps()) if s.key not in taken]
                 if missing:
                     taken |= {step.key for step in missing}
@@ -182,6 +187,12 @@ class Passes:
             except Exception as error:  # whose it is, each training says alone
                 self.notes[f"caches are tried again one by one: {reason_of(error)}"] = None
 
+    def _answer(self, teaching: Answering) -> None:
+        """Have what one member's training is taught by; its own questions, so no shared pass."""
+        if self.workshop.missing(teaching.steps()):
+            self.prepare()
+            teaching.make(self.workshop, self.launcher)
+
     def _cache(self, group: Sequence[Cached]) -> None:
         asks: dict[TeacherBase, list[TeacherAsk]] = {}
         for *_, job in group:
@@ -192,4 +203,6 @@ class Passes:
         with self.workshop.leases([step for _, steps, _ in group for step in steps]):
             self.launcher.cache(together, self.on_progress)
             for member, steps, _ in group:
-                member.works.teaching.keep(together, steps)
+                teaching = member.works.teaching
+                assert isinstance(teaching, Teaching)
+                teaching.keep(together, steps)

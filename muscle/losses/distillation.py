@@ -77,11 +77,11 @@ def distillation_sums(
         sums = work.run()
     if work.gradient is None:
         return sums
-    loss: Tensor = _KnownGradient.apply(hidden, sums.loss, work.gradient)
+    loss: Tensor = KnownGradient.apply(hidden, sums.loss, work.gradient)
     return LossSums(loss, sums.cross_entropy, sums.old_tokens, sums.kl_old, sums.kl_new)
 
 
-class _KnownGradient(torch.autograd.Function):
+class KnownGradient(torch.autograd.Function):
     """`loss`, a function of `hidden` whose gradient is already there."""
 
     @staticmethod

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -41,6 +41,10 @@ class Sequences:
         """How many tokens of a sequence are in the loss."""
         return sum(end - start for start, end in self.ranges(index))
 
+    def size(self, index: int) -> int:
+        """How many tokens of a sequence are run."""
+        return len(self.ids[index])
+
     def ranges(self, index: int) -> tuple[tuple[int, int], ...]:
         """The ranges of a sequence's positions that are in the loss."""
         spans = None if self.spans is None else self.spans[index]
@@ -53,6 +57,10 @@ class Sequences:
     def all_targets(self) -> int:
         """How many tokens of all sequences are in the loss."""
         return sum(map(self.targets, range(len(self))))
+
+    def collate(self, indices: Sequence[int], pad: int) -> "Batch":
+        """One micro-batch of the given sequences, in their order."""
+        return collate(self, indices, pad)
 
     def fingerprint(self) -> str:
         """A hash of every token and of what is in the loss: equal for equal data, tokenizer,
@@ -68,8 +76,28 @@ class Sequences:
         return digest.hexdigest()[:20]
 
 
+class Moved:
+    """What consists of tensors, mappings of tensors and such parts, and moves as a whole."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same on a device."""
+        return self.each(lambda tensor: tensor.to(device))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same with `change` applied to every tensor in it."""
+
+        def changed(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return change(value)
+            if isinstance(value, Mapping):
+                return {name: changed(part) for name, part in value.items()}
+            return value.each(change) if isinstance(value, Moved) else value
+
+        return replace(self, **{f.name: changed(getattr(self, f.name)) for f in fields(self)})  # type: ignore[type-var, arg-type]
+
+
 @dataclass(frozen=True)
-class Batch:
+class Batch(Moved):
     """One micro-batch of B right-padded sequences, N tokens of it in the loss.
 
     input_ids, attention_mask [B, L]; `scored` [B, L-1] marks the positions whose next
@@ -86,18 +114,6 @@ class Batch:
     sequence: Tensor
     teachers: Mapping[str, Tensor] = field(default_factory=dict)
     old: Mapping[str, Tensor] = field(default_factory=dict)
-
-    def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on a device."""
-        return self.each(lambda tensor: tensor.to(device))
-
-    def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        """The same batch with `change` applied to every tensor in it."""
-        parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        changed: dict[str, Any] = {n: change(v) for n, v in parts.items() if isinstance(v, Tensor)}
-        for name in ("teachers", "old"):
-            changed[name] = {n: change(v) for n, v in parts[name].items()}
-        return replace(self, **changed)
 
 
 def tokenise(
@@ -184,8 +200,35 @@ def _chats(
     return found
 
 
+class Rows(Protocol):
+    """What micro-batches are made of: sequences, or trees of sequences."""
+
+    @property
+    def truncated(self) -> int:
+        """How many of them were cut."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def size(self, index: int) -> int:
+        """How many tokens of a row are run."""
+        ...
+
+    def targets(self, index: int) -> int:
+        """How much a row counts in the mean that the loss is."""
+        ...
+
+    def all_targets(self) -> int:
+        """`targets` of all rows."""
+        ...
+
+    def collate(self, indices: Sequence[int], pad: int) -> Any:
+        """One micro-batch of these rows, in their order: a `Moved`."""
+        ...
+
+
 def micro_batches(
-    data: Sequences, indices: Sequence[int], tokens: int, workers: int = 1
+    data: Rows, indices: Sequence[int], tokens: int, workers: int = 1
 ) -> list[list[int]]:
     """Group sequences so that rows x longest stays within a token budget, longest first.
 
@@ -197,7 +240,7 @@ def micro_batches(
     most = min(len(indices), math.ceil(len(batches) / workers) * workers)
     if workers == 1 or not batches:
         return batches
-    low, high = len(data.ids[batches[0][0]]), tokens
+    low, high = data.size(batches[0][0]), tokens
     while low < high:
         budget = (low + high) // 2
         if len(_filled(data, indices, budget)) <= most:
@@ -207,10 +250,10 @@ def micro_batches(
     return _filled(data, indices, max(low, high))
 
 
-def _filled(data: Sequences, indices: Sequence[int], tokens: int) -> list[list[int]]:
+def _filled(data: Rows, indices: Sequence[int], tokens: int) -> list[list[int]]:
     batches: list[list[int]] = []
-    for index in sorted(indices, key=lambda i: (-len(data.ids[i]), i)):
-        longest = len(data.ids[batches[-1][0]]) if batches else 0
+    for index in sorted(indices, key=lambda i: (-data.size(i), i)):
+        longest = data.size(batches[-1][0]) if batches else 0
         if batches and (len(batches[-1]) + 1) * longest <= tokens:
             batches[-1].append(int(index))
         else:

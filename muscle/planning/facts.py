@@ -10,7 +10,7 @@ from muscle import copies, storage
 from muscle.chats import Chats, chat_split, chats_of
 from muscle.config import AdapterConfig, Experiment, ResourcesConfig, VersionConfig
 from muscle.errors import UserError
-from muscle.losses.needs import different_tokenizers, needed_teachers
+from muscle.losses.needs import aligns_tokens, different_tokenizers
 from muscle.models.compatibility import check_adapter
 from muscle.models.fingerprint import same_ids
 from muscle.models.load import chosen_window, context_window, load_config, load_tokenizer
@@ -168,7 +168,7 @@ def gather_facts(experiment: Experiment, output: str) -> Facts:
     versions = {"old": experiment.old, "new": experiment.new}
     tokenizers = {name: _named(name, _tokenizer, version) for name, version in versions.items()}
     reason = same_ids(tokenizers["old"], tokenizers["new"])
-    if reason is not None and "old" in needed_teachers(experiment.compatibility):
+    if reason is not None and aligns_tokens(experiment.compatibility):
         raise UserError(different_tokenizers(reason))
     configs = {
         name: _named(name, lambda v: load_config(v.model, v.revision, weights=False), version)

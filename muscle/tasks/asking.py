@@ -10,7 +10,7 @@ from muscle.errors import UserError
 from muscle.tasks import examples as reading
 from muscle.tasks.prompting import PLAIN, Prompting
 from muscle.tasks.rows import row_hash, short_fields
-from muscle.types import Request
+from muscle.types import Query, Question, Request
 
 # The harness's default seed of few-shot examples, so that our prompts are its prompts.
 FEWSHOT_SEED = 1234
@@ -94,6 +94,18 @@ def requests_of(instances: Iterable[Any]) -> tuple[Request, ...]:
 def kinds_of(instances: Iterable[Any]) -> list[str]:
     """The kinds of `requests_of(instances)`."""
     return [str(i.request_type) for i in instances for _ in range(repeats(i))]
+
+
+def question_of(item: Item, query: Query) -> Question:
+    """A query with what is known of its answers."""
+    if item.choices is None:
+        (request, *_) = query.requests  # one answer is enough, however many are voted on
+        return Question(Query(query.id, (request,), query.chat))
+    # Some metrics ask more: each choice without its context comes after them.
+    requests = query.requests[: len(item.choices)]
+    gold = item.choices.index(item.gold) if item.gold in item.choices else None
+    lengths = tuple(len(choice) for choice in item.choices)
+    return Question(Query(query.id, requests, query.chat), gold, lengths)
 
 
 def repeats(instance: Any) -> int:

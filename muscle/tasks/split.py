@@ -84,6 +84,23 @@ def hold_out(
     return rest, a, b
 
 
+def fold(
+    examples: Sequence[TrainingExample],
+    count: int,
+    data_seed: int,
+    groups: Mapping[str, str] | None = None,
+) -> list[list[str]]:
+    """The ids of `count` parts of about equal size; equal examples and groups stay together.
+
+    Fewer parts where there are not so many that differ.
+    """
+    parts: list[list[str]] = [[] for _ in range(count)]
+    for group in _groups(examples, data_seed, f"fold {count}", groups):
+        least = min(parts, key=len)
+        least += [examples[index].id for index in group]
+    return [sorted(part) for part in parts if part]
+
+
 def limit_examples(
     examples: Sequence[TrainingExample], limit: int | None, data_seed: int
 ) -> list[TrainingExample]:

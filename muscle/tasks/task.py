@@ -13,7 +13,7 @@ from muscle.tasks import asking, deciding
 from muscle.tasks import examples as reading
 from muscle.tasks.judge import Judge, Judged
 from muscle.tasks.prompting import PLAIN, Prompting
-from muscle.types import Answer, Prediction, Query, TrainingExample
+from muscle.types import Answer, Prediction, Query, Question, TrainingExample
 
 if TYPE_CHECKING:
     from muscle.models.chat_template import ChatTemplate
@@ -185,6 +185,20 @@ class Task:
         if self._asked is None or self._asked[:2] != (limit, prompting):
             self._asked = (limit, prompting, self._chat_queries(limit, prompting, items))
         return list(self._asked[2])
+
+    def questions(self, prompting: Prompting | None = None) -> list[Question]:
+        """`queries()` with what is known of their answers, to distil on.
+
+        Raises:
+            UserError: as `queries`; the task has neither given nor written answers.
+        """
+        if self._scores_documents:
+            raise UserError(
+                f"task '{self.name}' measures whole documents: there are no answers to distil, so "
+                "set compatibility.level: token"
+            )
+        pairs = zip(self._items(None), self.queries(None, prompting), strict=True)
+        return [asking.question_of(item, query) for item, query in pairs]
 
     def judge(
         self,

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from muscle.models.sequences import Batch, Sequences, collate
+from muscle.models.sequences import Batch, Moved, Rows, Sequences, collate
 
 Split = Literal["train", "validation"]
 
@@ -61,7 +61,7 @@ class Batches:
 
     def __init__(
         self,
-        splits: Mapping[Split, Sequences],
+        splits: Mapping[Split, Rows],
         pad: int,
         device: str,
         attach: Attach | None = None,
@@ -79,20 +79,20 @@ class Batches:
     def __exit__(self, *error: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def make(self, split: Split, rows: Sequence[int]) -> Batch:
+    def make(self, split: Split, rows: Sequence[int]) -> Any:
         """One batch on the device, whole and ready."""
         batch, copied = self._make(split, rows)
         return self._ready(batch, copied)
 
     def stream(
         self, split: Split, plan: Iterable[MicroBatch]
-    ) -> Generator[tuple[MicroBatch, Batch], None, None]:
+    ) -> Generator[tuple[MicroBatch, Any], None, None]:
         """The batches of a plan in order, the next one always under way.
 
         Raises:
             whatever making a batch raised, when that batch's turn comes.
         """
-        ahead: deque[tuple[MicroBatch, Future[tuple[Batch, Any]]]] = deque()
+        ahead: deque[tuple[MicroBatch, Future[tuple[Any, Any]]]] = deque()
         for micro in plan:
             ahead.append((micro, self._pool.submit(self._make, split, micro.rows)))
             if len(ahead) > 1:
@@ -101,16 +101,16 @@ class Batches:
             yield self._next(ahead)
 
     def _next(
-        self, ahead: deque[tuple[MicroBatch, Future[tuple[Batch, Any]]]]
-    ) -> tuple[MicroBatch, Batch]:
+        self, ahead: deque[tuple[MicroBatch, Future[tuple[Any, Any]]]]
+    ) -> tuple[MicroBatch, Any]:
         micro, future = ahead.popleft()
         return micro, self._ready(*future.result())
 
-    def _make(self, split: Split, rows: Sequence[int]) -> tuple[Batch, Any]:
-        batch = collate(self.splits[split], rows, self.pad)
-        if split == "train" and self.attach is not None:
+    def _make(self, split: Split, rows: Sequence[int]) -> tuple[Any, Any]:
+        batch = self.splits[split].collate(rows, self.pad)
+        if split == "train" and self.attach is not None and isinstance(batch, Batch):
             batch = replace(batch, teachers=dict(self.attach(rows)))
-        if split == "train" and self.old is not None:
+        if split == "train" and self.old is not None and isinstance(batch, Batch):
             other = collate(self.old[0], rows, self.old[1])
             names = ("input_ids", "attention_mask", "scored")
             batch = replace(batch, old={name: getattr(other, name) for name in names})
@@ -121,7 +121,7 @@ class Batches:
             batch = batch.each(lambda t: t.pin_memory().to(self.device, non_blocking=True))
             return batch, self._stream.record_event()
 
-    def _ready(self, batch: Batch, copied: Any) -> Batch:
+    def _ready(self, batch: Moved, copied: Any) -> Any:
         if copied is None:
             return batch
         here = torch.cuda.current_stream(self.device)

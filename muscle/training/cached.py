@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from torch import Tensor
 
 from muscle.models.head import load_head
-from muscle.models.sequences import Sequences
+from muscle.models.sequences import Rows, Sequences
 from muscle.teachers.cache import open_cache
 from muscle.teachers.staging import check_room
 from muscle.training.job import TrainJob
@@ -16,11 +16,13 @@ from muscle.training.student import Student
 class CachedTeachers:
     """A job's teacher caches, open; none for a job without. A context manager.
 
+    Questions have none: their teachers' scores are a part of the data.
+
     Raises:
         UserError: a cache that isn't whole, or was made of something else.
     """
 
-    def __init__(self, job: TrainJob, data: Sequences):
+    def __init__(self, job: TrainJob, data: Rows):
         self._stack = ExitStack()
         with ExitStack() as opened:  # a second one that fails closes the first
             self.caches = {
@@ -28,6 +30,7 @@ class CachedTeachers:
                     open_cache(teacher.path, teacher.identity, data, job.training.dtype)
                 )
                 for name, teacher in job.teachers.items()
+                if isinstance(data, Sequences)
             }
             check_room([cache.place for cache in self.caches.values()])
             self._stack = opened.pop_all()

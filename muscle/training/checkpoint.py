@@ -54,8 +54,8 @@ class TrainState:
 
     @property
     def best_epoch(self) -> int:
-        """The epoch (1-based) with the lowest validation cross-entropy, the first of equals."""
-        return min(self.curve, key=lambda r: (r.validation_cross_entropy, r.epoch)).epoch
+        """The epoch (1-based) with the lowest criterion, the first of equals."""
+        return min(self.curve, key=lambda r: (r.criterion, r.epoch)).epoch
 
 
 def save_state(folder: str, state: TrainState) -> None:

@@ -45,6 +45,8 @@ class TrainJob:
     until           stop after so many epochs with the best one's adapter; None: train to the end
     old_examples    the same examples as the old teacher reads them, where its chat template is
                     another; None: as the student
+    questions       folder with train.parquet and validation.parquet of questions, for a loss of
+                    level choice, whose `teachers` are folders of scores; None: tokens
     end_of_turn     ids of the tokens that end a turn, (old's, student's), where these differ
     """
 
@@ -71,6 +73,7 @@ class TrainJob:
     until: int | None = None
     old_examples: str | None = None
     end_of_turn: tuple[int, int] | None = None
+    questions: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON value; `from_json` reads it back."""
@@ -106,6 +109,10 @@ class EpochRecord:
     """The means over one epoch; losses are per token, natural logarithm.
 
     `old_share` is the share of tokens that the old model taught, None without one.
+
+    At level choice all is per input: `old_share` is old's weight in the teachers' mixture,
+    `cross_entropy` that of right answers among the given ones (0 where nobody labelled the
+    input). `validation_loss` is there alone, and chooses the epoch instead of the CE.
     """
 
     epoch: int
@@ -115,6 +122,13 @@ class EpochRecord:
     kl_old: float | None
     kl_new: float | None
     validation_cross_entropy: float
+    validation_loss: float | None = None
+
+    @property
+    def criterion(self) -> float:
+        """What the best epoch has least of."""
+        loss = self.validation_loss
+        return self.validation_cross_entropy if loss is None else loss
 
 
 @dataclass(frozen=True)
@@ -123,7 +137,7 @@ class UpdateRecord:
 
     update, epoch   counted from 1
     examples        seen since the training began, this update's included
-    tokens          of this update, in the loss
+    tokens          of this update, in the loss; at level choice inputs
     cross_entropy   None where the loss doesn't compute it
     old_share, kl_old, kl_new  None for plain next-token loss
     gradient_norm   2-norm of the whole gradient before clipping

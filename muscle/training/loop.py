@@ -14,15 +14,13 @@ from typing import Any
 
 import torch
 
-from muscle import storage
-from muscle.errors import NotFiniteError, UserError
+from muscle.errors import NotFiniteError
 from muscle.losses.distillation import LossSums
-from muscle.models.load import load_tokenizer
-from muscle.models.sequences import Batch, Sequences, micro_batches, tokenise
-from muscle.tables import read_examples
+from muscle.models.sequences import Batch, micro_batches
 from muscle.training.batches import Batches, MicroBatch, Split, share
 from muscle.training.cached import CachedTeachers
 from muscle.training.checkpoint import TrainState, load_state, save_state
+from muscle.training.data import for_old, left_out, read_splits
 from muscle.training.dropout import drawn, has_dropout
 from muscle.training.engine import Engine
 from muscle.training.export import write_trained
@@ -62,8 +60,8 @@ def train(
             a tracker that isn't installed, a teacher cache that doesn't belong to the job,
             a compat adapter that doesn't start at the new task model.
     """
-    data = _read(job, "train", tokenizer)
-    validation = _read(job, "validation", tokenizer)
+    splits = read_splits(job, tokenizer, tree=student.masks is not None)
+    data = splits["train"]
     state, damage = load_state(job.checkpoints)
     if state.updates:
         # Before the engine: DeepSpeed copies its master weights from these, never back.
@@ -78,15 +76,15 @@ def train(
         state.best = {}  # rank 0 alone keeps and writes them
     _check_agreement(engine, state)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    splits: dict[Split, Sequences] = {"train": data, "validation": validation}
     with (
         CachedTeachers(job, data) as cached,
-        Batches(splits, pad, engine.device, cached.attach, _for_old(job, data)) as batches,
+        Batches(splits, pad, engine.device, cached.attach, for_old(job, data)) as batches,
         _Trainer(job, engine, student, batches, state, on_progress, save_now) as trainer,
     ):
         cached.give_heads(student, engine.device)
-        if damage is not None:
-            trainer.remark(damage)
+        for remark in (damage, left_out(data)):
+            if remark is not None:
+                trainer.remark(remark)
         if not state.updates:
             trainer.check_start()
         while state.epoch < (job.until or job.training.epochs):
@@ -137,10 +135,13 @@ class _Trainer:
 
     def check_start(self) -> None:
         """Before the first update: the student is the new teacher (`student.check_start`)."""
-        first = self._share(self.order()[self.updates[0]])[0]
+        split: Split = "train"
+        rows = self._share(self.order()[self.updates[0]])[0].rows
+        if self.job.questions is not None:  # in folds other adapters teach the training split
+            split, rows = "validation", list(range(min(len(rows), len(self.validation))))
         self.student.eval()
         with torch.no_grad():
-            check_start(self.student, self.engine.forward, self.batches.make("train", first.rows))
+            check_start(self.student, self.engine.forward, self.batches.make(split, rows))
 
     def epoch(self) -> EpochRecord:
         """Train what is left of the present epoch, validate, and save."""
@@ -154,13 +155,14 @@ class _Trainer:
                 save = self._update(stream, order[part])
                 if save:
                     self._save()
-        validation = self._validate()
+        validation, loss = self._validate()
         self._check_finite(validation, "validation loss")
         mean = [value / state.tokens for value in state.sums]
         record = EpochRecord(
             epoch=state.epoch + 1,
             cross_entropy=mean[SUMS.index("cross_entropy")],
             validation_cross_entropy=validation,
+            validation_loss=loss,
             **self._means(mean),
         )
         state.curve.append(record)
@@ -278,18 +280,22 @@ class _Trainer:
         batches = micro_batches(self.data, rows, self.tokens, workers)
         return share(batches, self.engine.rank, self.engine.world)
 
-    def _validate(self) -> float:
-        """Mean next-token loss of the validation split, over all workers."""
+    def _validate(self) -> tuple[float, float | None]:
+        """The validation split over all workers: mean next-token loss, and None; of questions
+        the mean cross-entropy of their answers, and the mean of the loss in training."""
         self.student.eval()
         everything = range(len(self.validation))
         batches = micro_batches(self.validation, everything, self.tokens, self.engine.world)
         plan = share(batches, self.engine.rank, self.engine.world)
-        total = torch.zeros(1, dtype=torch.float64)
+        by_choice = self.job.questions is not None
+        total = torch.zeros(2, dtype=torch.float64)
         with torch.no_grad(), closing(self.batches.stream("validation", plan)) as stream:
             for micro, batch in stream:
-                sums = self.engine.forward(batch, plain=True)
-                total += sums.loss.double().cpu() * micro.weight
-        return float(self.engine.total(total).item() / self.validation.all_targets())
+                sums = self.engine.forward(batch, plain=not by_choice)
+                first = sums.cross_entropy if by_choice else sums.loss
+                total += torch.stack([first, sums.loss]).double().cpu() * micro.weight
+        mean, loss = (self.engine.total(total) / self.validation.all_targets()).tolist()
+        return mean, loss if by_choice else None
 
 
 def _check_agreement(engine: Engine, state: TrainState) -> None:
@@ -297,30 +303,6 @@ def _check_agreement(engine: Engine, state: TrainState) -> None:
     values = torch.tensor([float(state.updates), float(state.epoch)], dtype=torch.float64)
     if engine.total(values).tolist() != (values * engine.world).tolist():
         raise RuntimeError("the workers read different checkpoints")
-
-
-def _read(job: TrainJob, split: str, tokenizer: Any) -> Sequences:
-    examples = read_examples(storage.join(job.examples, f"{split}.parquet"))
-    return tokenise(examples, tokenizer, job.training.max_length, job.training.loss_on)
-
-
-def _for_old(job: TrainJob, data: Sequences) -> tuple[Sequences, int] | None:
-    """What an old teacher beside the student reads, and its padding; None: what the student reads.
-
-    Raises:
-        UserError: it isn't the same answers.
-    """
-    if job.old is None or job.old_examples is None:
-        return None
-    tokenizer = load_tokenizer(job.old.model, job.old.revision)
-    examples = read_examples(storage.join(job.old_examples, "train.parquet"))
-    old = tokenise(examples, tokenizer, job.training.max_length, job.training.loss_on)
-    if old.fingerprint() != data.fingerprint():
-        raise UserError(
-            f"training {job.role}: old's chats in {job.old_examples} are not those of "
-            f"{job.examples}: delete both folders and run again"
-        )
-    return old, tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
 
 def train_alone(job: TrainJob, on_progress: OnProgress, device: str | None = None) -> None:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from muscle.config import CompatibilityConfig, VersionConfig
 from muscle.copies import fetch
 from muscle.errors import UserError
+from muscle.evaluation.attention import TreeMasks, known_masks, tree_masks
+from muscle.losses.choices import choice_sums
 from muscle.losses.distillation import (
     LossSums,
     TokenOutputs,
@@ -29,8 +31,9 @@ from muscle.models.fingerprint import same_ids
 from muscle.models.head import Head, exchanged, head_of
 from muscle.models.load import load_base, load_tokenizer
 from muscle.models.sequences import Batch
-from muscle.models.structure import check_structure, hidden_states
+from muscle.models.structure import check_structure, hidden_states, unwrap
 from muscle.training.job import TrainJob
+from muscle.training.questions import ChoiceBatch
 from muscle.types import Version
 
 TEACHER = "teacher"
@@ -40,8 +43,11 @@ TEACHER = "teacher"
 MOST_KL = {torch.float32: 1e-6, torch.float64: 1e-6, torch.bfloat16: 1e-2}
 """What rounding makes of a KL of 0 per token, and no more."""
 
-START = CompatibilityConfig(mask="never-old", temperature=1.0)
-"""The loss whose value is the student's distance from the new teacher."""
+START = {
+    "token": CompatibilityConfig(mask="never-old", temperature=1.0),
+    "choice": CompatibilityConfig(level="choice", teacher="new", temperature=1.0),
+}
+"""By level, the loss whose value is the student's distance from the new teacher."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +66,22 @@ class Teachers:
 
 
 class Student(nn.Module):
-    """Forward of one micro-batch to its loss sums; the unit that an engine wraps."""
+    """Forward of one micro-batch to its loss sums; the unit that an engine wraps.
+
+    masks: how the model takes a tree of answers, for a loss of level choice; None runs each
+    answer alone.
+    """
 
     def __init__(
-        self, model: Any, adapter: str, teachers: Teachers, loss: CompatibilityConfig | None
+        self,
+        model: Any,
+        adapter: str,
+        teachers: Teachers,
+        loss: CompatibilityConfig | None,
+        masks: TreeMasks | None = None,
     ):
         super().__init__()
+        self.masks = masks
         self.model = model
         self.adapter = adapter
         self.loss = loss
@@ -85,8 +101,11 @@ class Student(nn.Module):
         head = head if pair is None else exchanged(head, pair)
         self._teachers = [replace(self.teachers, old_head=head)]
 
-    def forward(self, batch: Batch, plain: bool = False) -> LossSums:
-        """Loss sums over the batch's N tokens; `plain` is next-token loss whatever is trained."""
+    def forward(self, batch: Batch | ChoiceBatch, plain: bool = False) -> LossSums:
+        """Loss sums over the batch's N tokens; `plain` is next-token loss whatever is trained.
+        Of questions, over its Q inputs."""
+        if isinstance(batch, ChoiceBatch):
+            return self._of_choices(batch)
         loss = None if plain else self.loss
         # Teachers first, under no_grad: the student's graph comes last.
         signals = {} if loss is None else self.hidden_of_teachers(batch)
@@ -99,6 +118,13 @@ class Student(nn.Module):
             heads = {"old": self._old_head(), "new": head}  # new and student share their base
             taught = {name: TokenOutputs(h, heads[name] or head) for name, h in signals.items()}
             return distillation_sums(student, taught, batch.gold, batch.sequence, loss)
+
+    def _of_choices(self, batch: ChoiceBatch) -> LossSums:
+        assert self.loss is not None, "questions are for a compatibility loss"
+        hidden_ND = tree_hidden(self.model, batch, self.masks)
+        with self.gathered():
+            head = head_of(self.model)
+            return choice_sums(hidden_ND, head, batch.targets, batch.teachers, self.loss)
 
     def hidden_of_teachers(self, batch: Batch) -> dict[str, Tensor]:
         """The teachers' hidden states [N, D] at the batch's scored positions, without a gradient:
@@ -148,27 +174,44 @@ def scored_hidden(model: Any, batch: Batch) -> Tensor:
     return hidden_ND
 
 
-def check_start(student: Student, forward: Callable[[Batch], LossSums], batch: Batch) -> None:
+def tree_hidden(model: Any, batch: ChoiceBatch, masks: TreeMasks | None) -> Tensor:
+    """Final hidden states [N, D] of the nodes at which something is scored."""
+    if masks is None:
+        # Right padding needs no mask: in a causal model no token sees what follows it.
+        hidden_BLD = hidden_states(model, batch.input_ids)
+    else:
+        weight = unwrap(model).get_input_embeddings().weight
+        added = masks.of(batch.ends, batch.position_ids, weight)
+        hidden_BLD = hidden_states(model, batch.input_ids, added, batch.position_ids)
+    return hidden_BLD.flatten(0, 1)[batch.scored]
+
+
+def check_start(student: Student, forward: Callable[[Any], LossSums], batch: Any) -> None:
     """Require that an untrained student is the new teacher: mean KL about 0 at T = 1.
 
-    forward: the engine's. Call it in eval mode, without gradients.
+    forward: the engine's. Call it in eval mode, without gradients. `batch` is a Batch, or a
+    ChoiceBatch.
 
     Raises:
         UserError: it isn't; a cached signal then belongs to another model.
     """
-    if "new" not in student.teachers.names:
+    loss = student.loss
+    if loss is None or "new" not in student.teachers.names:
         return
-    loss, student.loss = student.loss, START
+    count = len(batch.targets.gold) if isinstance(batch, ChoiceBatch) else len(batch.gold)
+    student.loss = START[loss.level]
     try:
-        kl = forward(batch).kl_new.item() / len(batch.gold)
+        kl = forward(batch).kl_new.item() / count
     finally:
         student.loss = loss
     most = MOST_KL[next(student.model.parameters()).dtype]
     if not kl <= most:  # NaN too
+        unit = "token" if loss.level == "token" else "input"
         raise UserError(
-            f"training compat: at step 0 its KL to the new task model is {kl:.3g} per token, where "
-            f"it must be below {most:g}: it doesn't start at the model that was cached as its "
-            "teacher; delete the teacher caches and run again, or set resources.teachers: online"
+            f"training compat: at step 0 its KL to the new task model is {kl:.3g} per {unit}, "
+            f"where it must be below {most:g}: it doesn't start at the model that was cached as "
+            "its teacher; delete the teachers' artifacts and run again, or set "
+            "resources.teachers: online"
         )
 
 
@@ -195,19 +238,26 @@ def build_student(
         check_structure(model)
     fp32 = not half_adapter
     names = needed_teachers(job.loss) if job.loss is not None else ()
+    by_choice = job.loss is not None and job.loss.by_choice  # its teachers are scores
     if job.start is None:
         model = new_adapter(model, job.adapter, job.seed, job.role, fp32=fp32)
     else:
         start = fetch(job.start)
         model = attach_adapter(model, start, job.role, trainable=True, fp32=fp32)
-        if "new" in names and "new" not in job.teachers:
+        if not by_choice and "new" in names and "new" not in job.teachers:
             model = attach_adapter(model, start, TEACHER, fp32=fp32)
     if job.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     old = None
-    if "old" in names and "old" not in job.teachers:
+    if not by_choice and "old" in names and "old" not in job.teachers:
         old = _old_teacher(job.old, tokenizer, job.training.dtype, device)
-    student = Student(model, job.role, Teachers(names, old, end_of_turn=job.end_of_turn), job.loss)
+    masks: TreeMasks | str | None = None
+    if by_choice:
+        masks = known_masks(model) if partitioned else tree_masks(model)
+    teachers = Teachers(names, old, end_of_turn=job.end_of_turn)
+    student = Student(
+        model, job.role, teachers, job.loss, None if isinstance(masks, str) else masks
+    )
     if old is not None and job.end_of_turn is not None:
         student.use_old_head(head_of(old))
     _only_trains(student, job.role)

@@ -123,7 +123,10 @@ def metrics(record: UpdateRecord, seconds: float) -> dict[str, float]:
 
 def validation(record: EpochRecord) -> dict[str, float]:
     """An epoch's validation numbers."""
-    return {"validation_cross_entropy": record.validation_cross_entropy}
+    found = {"validation_cross_entropy": record.validation_cross_entropy}
+    if record.validation_loss is not None:
+        found["validation_loss"] = record.validation_loss
+    return found
 
 
 def settings(job: TrainJob) -> dict[str, str]:
