@@ -131,7 +131,8 @@ class CompatibilityConfig(Part):
 
 def at_level(values: Mapping[str, Any]) -> dict[str, Any]:
     """Dumped settings without those that are of the other level, and so mean nothing."""
-    other = CHOICE_ONLY if values.get("level", "token") == "token" else TOKEN_ONLY
+    level = values.get("level", CompatibilityConfig.model_fields["level"].default)
+    other = TOKEN_ONLY if level == "choice" else CHOICE_ONLY
     return {name: value for name, value in values.items() if name not in other}
 
 

@@ -32,6 +32,7 @@ Selectors = dict[LabelKey, LabelCondition]
 
 Interpolation = Annotated[float, Field(gt=0.0, le=2.0)]
 
+
 class Part(BaseModel):
     """Base of all parts: immutable, unknown keys are errors, and so are inf and nan."""
 
