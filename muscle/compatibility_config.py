@@ -1,5 +1,6 @@
 """How the compatibility adapter is taught: by tokens, as published, or by whole answers."""
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -126,3 +127,26 @@ class CompatibilityConfig(Part):
     def old_share(self) -> float:
         """The weight of old in a mixed teacher."""
         return 0.5 if self.mix is None else self.mix
+
+
+def at_level(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Dumped settings without those that are of the other level, and so mean nothing."""
+    level = values.get("level", CompatibilityConfig.model_fields["level"].default)
+    other = TOKEN_ONLY if level == "choice" else CHOICE_ONLY
+    return {name: value for name, value in values.items() if name not in other}
+
+
+def inputs_text(inputs: Sequence[Inputs]) -> str:
+    """Inputs as tables show them: train + traffic.jsonl."""
+    return " + ".join(_input_text(one) for one in inputs)
+
+
+def _input_text(one: Inputs) -> str:
+    if isinstance(one, str):
+        return one
+    text = one.path.rstrip("/").rpartition("/")[2] if one.path is not None else ""
+    if one.split is not None:
+        text = f"split {one.split}"
+    if one.task is not None:
+        text = f"task {one.task.name}"
+    return text if one.limit is None else f"{text} ({one.limit})"

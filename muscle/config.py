@@ -13,7 +13,6 @@ from pydantic import Field, field_validator, model_validator
 
 from muscle.compatibility_config import CompatibilityConfig, InputsConfig
 from muscle.settings import (
-    TUNING_FRACTION,
     BackendName,
     GateConfig,
     HardwareConfig,
@@ -24,11 +23,10 @@ from muscle.settings import (
     ReportConfig,
     ResourcesConfig,
     ServerConfig,
-    SpaceConfig,
     TrackingConfig,
-    TuningConfig,
 )
 from muscle.task_config import DataFiles, TaskConfig
+from muscle.tuning_config import TUNING_FRACTION, SpaceConfig, TuningConfig
 
 __all__ = [
     "TUNING_FRACTION",

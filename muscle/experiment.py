@@ -23,6 +23,7 @@ UNFILLED = "FILL-IN"
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _PATHS = (
     "include_path",
+    "inputs.path",
     "train",
     "test",
     "validation",
@@ -369,13 +370,15 @@ def _locate(settings: P, folder: Path) -> P:
 
     def walk(value: Any, key: str) -> Any:
         if isinstance(value, dict):
-            return {k: walk(v, k) for k, v in value.items()}
+            return {k: walk(v, f"{key}.{k}" if key == "inputs" else k) for k, v in value.items()}
         if key in (*_PATHS, "storage") and isinstance(value, str):
             refuse_unfilled(value, f"setting '{key}'")
         if key == "deepspeed" and not str(value).endswith(".json"):
             return value
         if key == "also" and isinstance(value, list):
             return [_older_path(one, walk) for one in value]
+        if isinstance(value, list):  # inputs, and the lists of them that are searched
+            return [walk(one, key) for one in value] if key == "inputs" else value
         if key in _PATHS and isinstance(value, str) and value and "://" not in value:
             for candidate in (folder / value, Path(value).expanduser()):
                 if os.path.exists(candidate):  # unlike Path.exists: False for any odd string

@@ -1,7 +1,7 @@
 """`--set a.b=value` on settings as they stand in a YAML file."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -30,10 +30,11 @@ class Loader(yaml.SafeLoader):
 
 def apply_override(raw: dict[str, Any], override: str) -> None:
     """Set `a.b.c=value` in a nested mapping; the value is parsed as YAML. In a fleet,
-    `adapters.NAME.a.b` is a setting of the entry of that name.
+    `adapters.NAME.a.b` is a setting of the entry of that name; `a.0.b` is one of a list's first
+    item.
 
     Raises:
-        UserError: it isn't written so, or names no group of settings and no entry.
+        UserError: it isn't written so, or names no group of settings, no item and no entry.
     """
     key, equals, text = override.partition("=")
     if not equals or not key:
@@ -49,17 +50,37 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         node, names = find_entry(raw[FLEET], key)
         short = SHORT
     *parents, last = names
+    group: Any = node
     for name in parents:
-        child = node.get(name)
-        if name in short and isinstance(child, str):
-            child = {short[name]: child}
-        if child is None:
-            child = {}
-        if not isinstance(child, dict):
-            raise UserError(f"--set {key}: '{name}' is not a group of settings")
-        node[name] = child
-        node = child
-    node[last] = value
+        group = _group(group, name, key, short)
+    if isinstance(group, list):
+        last = _place(group, last, key)
+    group[last] = value
+
+
+def _group(group: Any, name: str, key: str, short: Mapping[str, str]) -> Any:
+    """The group of settings, or the list, of a name in a group; made where there is none."""
+    if isinstance(group, list):
+        place: Any = _place(group, name, key)
+        child = group[place]
+    else:
+        place, child = name, group.get(name)
+        child = {} if child is None else child
+    if name in short and isinstance(child, str):
+        child = {short[name]: child}
+    if not isinstance(child, dict | list):
+        raise UserError(f"--set {key}: '{name}' is not a group of settings")
+    group[place] = child
+    return child
+
+
+def _place(items: list[Any], name: str, key: str) -> Any:
+    """Which item of a list a name is."""
+    if name.isdecimal() and int(name) < len(items):
+        return int(name)
+    raise UserError(
+        f"--set {key}: '{name}' is no item of a list of {len(items)}: they are numbered from 0"
+    )
 
 
 def find_entry(entries: list[Any], key: str) -> tuple[dict[str, Any], list[str]]:

@@ -1,11 +1,13 @@
 """A search before it starts: resolved, and checked against what can't work."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
 from muscle import storage
+from muscle.bases import check_tokenizers
 from muscle.bench import Parts, tuning_parts
 from muscle.config import TUNING_FRACTION, CompatibilityConfig, Experiment
 from muscle.errors import UserError
@@ -19,14 +21,44 @@ READS = "what it reads"
 """Of an identity; the last by name: of what differs, a setting is told first."""
 
 
+REFERENCES = {
+    "default": CompatibilityConfig(level="token"),
+    "always-old": CompatibilityConfig(level="token", mask="always-old"),
+}
+"""What a chosen trial is compared with, besides the control: the paper's method as published,
+and plain distillation from the old model."""
+
+
 @dataclass(frozen=True)
 class SearchPlan:
-    """A search, resolved: the update, the tuning examples, what is varied."""
+    """A search, resolved: the update, the tuning examples, what is varied.
+
+    references  what the chosen trial is compared with; none where old and new have different
+                tokenizers
+    """
 
     plan: Plan
     parts: Parts
     space: Space
     notes: tuple[str, ...]
+    references: Mapping[str, CompatibilityConfig]
+
+    @property
+    def taught(self) -> list[CompatibilityConfig]:
+        """Settings that between them read all that teachers leave for the trials."""
+        return self.space.taught(self.plan.experiment)
+
+
+def control_of(chosen: CompatibilityConfig) -> CompatibilityConfig:
+    """As many epochs on labels alone: what more training by itself would do.
+
+    Of whole answers too it is trained on the labels' tokens, as the task adapters are.
+    """
+    if not chosen.by_choice:
+        return chosen.model_copy(update={"ce_weight": 1.0, "interpolation": 1.0})
+    names = ("learning_rate", "epochs", "warmup_steps")
+    same = {name: getattr(chosen, name) for name in names}
+    return CompatibilityConfig(level="token", ce_weight=1.0, **same)
 
 
 def plan_search(experiment: Experiment) -> SearchPlan:
@@ -39,8 +71,10 @@ def plan_search(experiment: Experiment) -> SearchPlan:
     if experiment.training.tuning_fraction is None:
         training = experiment.training.model_copy(update={"tuning_fraction": TUNING_FRACTION})
         experiment = experiment.model_copy(update={"training": training})
+    tokens = "token" in space.levels(experiment)
     # With settings that read both teachers, so that two tokenizers are refused.
-    both = experiment.model_copy(update={"compatibility": CompatibilityConfig()})
+    reading = CompatibilityConfig(level="token" if tokens else "choice")
+    both = experiment.model_copy(update={"compatibility": reading})
     plan = vary(make_plan(both), experiment.compatibility)
     parts = tuning_parts(plan)
     _check_halves(experiment, parts)
@@ -56,7 +90,22 @@ def plan_search(experiment: Experiment) -> SearchPlan:
             f"{' and '.join(given)} bring adapters: if those were trained on the tuning examples "
             "too, the search sees fewer flips than there are"
         )
-    return SearchPlan(plan, parts, space, tuple(notes))
+    references, why = (REFERENCES, None) if tokens else _references(experiment)
+    notes += [why] if why is not None else []
+    return SearchPlan(plan, parts, space, tuple(notes), references)
+
+
+def _references(
+    experiment: Experiment,
+) -> tuple[Mapping[str, CompatibilityConfig], str | None]:
+    """What can be trained to compare with a choice of level choice, and why the rest can't."""
+    token = experiment.model_copy(update={"compatibility": REFERENCES["default"]})
+    try:
+        check_tokenizers(token)
+    except UserError as error:
+        names = " and ".join(REFERENCES)
+        return {}, f"the test split will be without {names}: {error}"
+    return REFERENCES, None
 
 
 def check_search(plan: SearchPlan, output: str) -> None:

@@ -1,7 +1,8 @@
-"""What settings are made of, and those that say how an experiment runs, is searched and judged.
+"""What settings are made of, and those that say how an experiment runs and is judged.
 
 Nothing here changes a number of an artifact: what sits under `resources`, `hardware`,
-`tracking`, `tuning`, `gate` and `report` is part of no key. The rest is in `muscle.config`.
+`tracking`, `gate` and `report` is part of no key, nor is `tuning` (`muscle.tuning_config`). The
+rest is in `muscle.config`.
 (`ServerConfig` alone mixes both: two of its fields are part of keys, see there.)
 """
 
@@ -30,9 +31,6 @@ LabelCondition = Annotated[str, Field(pattern=rf"^!?(?:{_WORD}|in\({_WORD}(?:, ?
 Selectors = dict[LabelKey, LabelCondition]
 
 Interpolation = Annotated[float, Field(gt=0.0, le=2.0)]
-
-TUNING_FRACTION = 0.2
-"""Share of the training split that `muscle tune` compares trials on, where none is given."""
 
 
 class Part(BaseModel):
@@ -166,47 +164,6 @@ class RangeConfig(Part):
 
 
 Values = list[float] | RangeConfig
-
-
-class SpaceConfig(Part):
-    """What `muscle tune` varies of `CompatibilityConfig`: lists of values, or intervals.
-
-    What isn't named stays as the experiment has it. No rank: the adapter has new's shape.
-    """
-
-    mask: list[MaskName] | None = None
-    temperature: Values | None = None
-    ce_weight: Values | None = None
-    old_weight: Values | None = None
-    learning_rate: Values | None = None
-    epochs: list[int] | RangeConfig | None = None
-
-
-class TuningConfig(Part):
-    """`muscle tune`: the fewest negative flips at an accuracy of at least new's - `epsilon`.
-
-    trials          settings tried
-    epsilon         as a fraction: 0.005 is half a point
-    difference      of NFR, as a fraction, that each half of the tuning examples must be able
-                    to show; halves that can't are refused
-    space           default: `muscle.tuning.space.default_space`
-    interpolations  between new's adapter and compat's, scored for the best trials
-    finalists       how many of half A's best are judged by half B, and how many trials are
-                    interpolated
-    pareto          search the front of (NFR, accuracy) instead of one constrained optimum
-    seed            of the suggestions
-    concurrent      trials at once; default: as many as there is room for
-    """
-
-    trials: Positive = 24
-    epsilon: Annotated[float, Field(ge=0.0, le=0.1)] = 0.005
-    difference: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
-    space: SpaceConfig | None = None
-    interpolations: list[Interpolation] = [0.5, 0.75, 1.25]
-    finalists: Positive = 3
-    pareto: bool = False
-    seed: Annotated[int, Field(ge=0)] = 0
-    concurrent: Positive | None = None
 
 
 PairName = Literal["old->new", "old->compat", "new->compat"]

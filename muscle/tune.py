@@ -11,8 +11,10 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from muscle import storage
+from muscle.answering import teaching_of
 from muscle.artifacts import Store
 from muscle.bench import Bench, Part
+from muscle.compatibility_config import at_level
 from muscle.config import CompatibilityConfig
 from muscle.errors import UserError
 from muscle.metrics.pairing import Predictions
@@ -21,8 +23,7 @@ from muscle.pipeline import Launcher
 from muscle.plan import Plan, Step, vary
 from muscle.predict import software
 from muscle.results import LIBRARIES
-from muscle.search import SearchPlan, check_search, identity
-from muscle.teaching import Teaching
+from muscle.search import SearchPlan, check_search, control_of, identity
 from muscle.training.job import OnProgress, Progress, TrainJob
 from muscle.trials import GIVE_UP, Trials, trial_settings
 from muscle.tuned import Searched, write_search
@@ -31,13 +32,6 @@ from muscle.tuning.ranking import front_of, rank
 from muscle.tuning.records import Candidate, Contender, Found, Trial
 from muscle.tuning.trial import TrialSource
 from muscle.types import VERSIONS, Version
-
-REFERENCES = {
-    "default": CompatibilityConfig(),
-    "always-old": CompatibilityConfig(mask="always-old"),
-}
-"""What a chosen trial is compared with, besides the control: the paper's method as published,
-and plain distillation from the old model."""
 
 
 class SearchLauncher(Launcher, Protocol):
@@ -82,7 +76,7 @@ class Search:
         began = time.monotonic()
         storage.write_json(storage.join(self.output, "search.json"), identity(self.plan))
         self.bench.pipeline.train_tasks()
-        self._teach()
+        self._teach(self.plan.taught)
         self._ask([], (self.plan.parts.a, self.plan.parts.look))
         trials = self._try()
         candidates, why = self._judge(trials.trials)
@@ -120,18 +114,24 @@ class Search:
 
     # --- before and during ----------------------------------------------------------------
 
-    def _teach(self) -> bool:
-        """Have the caches that all trials and references share; whether one had been damaged."""
-        readers = self.tuning.trials + len(REFERENCES)
-        teaching = Teaching(vary(self.plan.plan, CompatibilityConfig()), self.bench.store, readers)
-        damaged = teaching.lost()
-        teaching.make(self.bench.workshop, self.launcher)
+    def _teach(self, taught: Sequence[CompatibilityConfig]) -> bool:
+        """Have what teachers leave for these settings, shared by all trials and references;
+        whether some of it had been damaged."""
+        readers = self.tuning.trials + len(self.plan.references)
+        damaged = False
+        for settings in taught:
+            plan = vary(self.plan.plan, settings)
+            teaching = teaching_of(plan, self.bench.store, readers)
+            damaged |= teaching.lost()
+            if settings.folds is not None:  # their teachers are adapters of their own
+                self.bench.pipeline_of(plan).train_tasks()
+            teaching.make(self.bench.workshop, self.launcher)
         return damaged
 
     def _try(self) -> Trials:
         trials = self._search()
         # Who finds a damaged file of a cache removes it; what failed for it runs again, once.
-        if any(t.state == "failed" for t in trials.trials) and self._teach():
+        if any(t.state == "failed" for t in trials.trials) and self._teach(self.plan.taught):
             trials = self._search()
         if trials.given_up:
             raise UserError(
@@ -263,10 +263,8 @@ class Search:
         What it is compared with may be impossible to train: that is said, and the choice stands.
         """
         mine = self._settings_of(chosen)
-        # As many updates, on labels alone: what more training by itself would do.
-        control = mine.model_copy(update={"ce_weight": 1.0, "interpolation": 1.0})
-        named = {"chosen": mine, **REFERENCES, "control": control}
-        self._teach()
+        named = {"chosen": mine, **self.plan.references, "control": control_of(mine)}
+        self._teach([*self.plan.taught, *self.plan.references.values()])
         failed = self._train({k: v for k, v in named.items() if k != "chosen"})
         named = {name: settings for name, settings in named.items() if name not in failed}
         test = self.bench.test
@@ -277,7 +275,7 @@ class Search:
             difference = None
             if name != "chosen":
                 difference = _difference(predicted["chosen"], predicted[name], test.name)
-            dumped = settings.model_dump(mode="json")
+            dumped = at_level(settings.model_dump(mode="json"))
             rows.append(Contender(name, dumped, measure(predicted[name], test.name), difference))
         remarks = [_delivered(rows)]
         remarks += [f" {name} could not be trained: {why}." for name, why in failed.items()]

@@ -7,6 +7,7 @@ import yaml
 
 from muscle import copies, storage
 from muscle.bench import Bench
+from muscle.compatibility_config import at_level
 from muscle.config import CompatibilityConfig
 from muscle.report.front import front_png
 from muscle.report.tuning import found_to_json, write_tables
@@ -53,7 +54,7 @@ def best_experiment(bench: Bench, settings: CompatibilityConfig) -> str:
     values = experiment.model_dump(
         mode="json", exclude_defaults=True, exclude={"tuning", "compatibility"}
     )
-    values["compatibility"] = settings.model_dump(mode="json", exclude_none=True)
+    values["compatibility"] = at_level(settings.model_dump(mode="json", exclude_none=True))
     head = (
         "# What `muscle tune` chose. `muscle run` takes it as it is and reuses what the search\n"
         "# has trained, from `storage`; training.tuning_fraction stays held out. The search's own\n"

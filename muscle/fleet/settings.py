@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from muscle.compatibility_config import at_level
 from muscle.config import Experiment, ResourcesConfig
 from muscle.errors import UserError
 from muscle.experiment import (
@@ -69,7 +70,8 @@ def is_fleet(file: Path, overrides: Sequence[str] = ()) -> bool:
 def load_fleet(path: str | Path, overrides: Sequence[str] = ()) -> Fleet:
     """Read a fleet's file, each of its entries merged over the common settings.
 
-    Mappings are merged key by key, everything else is replaced. `--set a.b=value` changes a
+    Mappings are merged key by key, everything else is replaced; who names another
+    `compatibility.level` takes over no setting of the common one. `--set a.b=value` changes a
     common setting, `--set adapters.NAME.a.b=value` one of an entry.
 
     Raises:
@@ -188,7 +190,15 @@ def _merged(raw: dict[str, Any], file: Path) -> Iterator[tuple[str, str, When, d
             raise UserError(
                 f"{file}: {label}: setting 'when' is {_shown(when)}: give gate-fails or always"
             )
-        yield label, name, when, merge(common, entry)
+        yield label, name, when, merge(_at_its_level(common, entry), entry)
+
+
+def _at_its_level(common: dict[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The common settings for an entry; where it names a level, without those of the other."""
+    shared, own = common.get("compatibility"), entry.get("compatibility")
+    if not isinstance(shared, dict) or not isinstance(own, dict) or "level" not in own:
+        return common
+    return {**common, "compatibility": at_level({**shared, "level": own["level"]})}
 
 
 def _name_of(entry: Any, number: int, file: Path) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from muscle.compatibility_config import InputsConfig, inputs_text
 from muscle.report.text import NOTHING, number, one_line, p_value, percent
 from muscle.report.view import Row
 from muscle.tuning.ranking import feasible, rank
@@ -217,6 +218,10 @@ def _is_chosen(candidate: Candidate, found: Found) -> bool:
 
 
 def _setting(value: Any) -> str:
+    if isinstance(value, list):  # of inputs
+        return one_line(
+            inputs_text([v if v == "train" else InputsConfig.model_validate(v) for v in value]), 60
+        )
     if isinstance(value, float):
         return f"{value:.4g}"
     return NOTHING if value is None else one_line(str(value), 60)

@@ -147,7 +147,9 @@ def _take_folder(
     place: Place, folder: Path, raw: dict[str, Any], files: dict[str, bytes]
 ) -> list[str]:
     of = entry_name(place.setting, raw)
-    target = f"{TASKS}-{of}" if of else TASKS
+    # Inputs may be asked of a task of their own.
+    numbers = [name for name in place.setting.split(".") if name.isdigit()]
+    target = "-".join([TASKS, *([of] if of else []), *numbers])
     left = 0
     found = []
     for path in folder.rglob("*"):

@@ -38,6 +38,17 @@ def places(raw: dict[str, Any]) -> Iterator[Place]:
         yield from _places(entry, f"{FLEET}.{entry['name']}.")
 
 
+_OF_TASK: list[tuple[str, Kind]] = [
+    ("train", "data"),
+    ("validation", "data"),
+    ("test", "data"),
+    ("data_files.train", "data"),
+    ("data_files.validation", "data"),
+    ("data_files.test", "data"),
+    ("include_path", "folder"),
+]
+
+
 def _places(raw: dict[str, Any], prefix: str) -> Iterator[Place]:
     kinds: list[tuple[str, Kind]] = [
         ("old.model", "model"),
@@ -47,13 +58,8 @@ def _places(raw: dict[str, Any], prefix: str) -> Iterator[Place]:
         ("old.release", "data"),
         ("new.release", "data"),
         ("noise_floor", "adapter"),
-        ("task.train", "data"),
-        ("task.validation", "data"),
-        ("task.test", "data"),
-        ("task.data_files.train", "data"),
-        ("task.data_files.validation", "data"),
-        ("task.data_files.test", "data"),
-        ("task.include_path", "folder"),
+        *[(f"task.{name}", kind) for name, kind in _OF_TASK],
+        *_inputs(raw),
         ("old.chat_template", "file"),
         ("new.chat_template", "file"),
         ("gate.must_keep", "file"),
@@ -71,11 +77,27 @@ def _places(raw: dict[str, Any], prefix: str) -> Iterator[Place]:
         yield Place(f"{prefix}also", path if equals and "/" not in name else str(value), "data")
 
 
+def _inputs(raw: dict[str, Any]) -> Iterator[tuple[str, Kind]]:
+    """The settings of unlabelled inputs that may hold paths, those that are searched too."""
+    lists = [("compatibility.inputs", get(raw, "compatibility.inputs"))]
+    searched = get(raw, "tuning.space.inputs")
+    for number, inputs in enumerate(searched if isinstance(searched, list) else ()):
+        lists.append((f"tuning.space.inputs.{number}", inputs))
+    for where, inputs in lists:
+        for number in range(len(inputs) if isinstance(inputs, list) else 0):
+            yield f"{where}.{number}.path", "data"
+            for name, kind in _OF_TASK:
+                yield f"{where}.{number}.task.{name}", kind
+
+
 def get(raw: Any, setting: str) -> Any:
-    """A setting by its dotted name; None where there is none."""
+    """A setting by its dotted name, of a list by its number; None where there is none."""
     raw, names = _inside(raw, setting)
     for name in names:
-        raw = raw.get(name) if isinstance(raw, dict) else None
+        if isinstance(raw, list):
+            raw = raw[int(name)] if name.isdigit() and int(name) < len(raw) else None
+        else:
+            raw = raw.get(name) if isinstance(raw, dict) else None
     return raw
 
 
@@ -83,7 +105,7 @@ def put(raw: dict[str, Any], setting: str, value: str) -> None:
     """Set a setting that is there."""
     raw, (*parents, last) = _inside(raw, setting)
     for name in parents:
-        raw = raw[name]
+        raw = raw[int(name)] if isinstance(raw, list) else raw[name]
     raw[last] = value
 
 

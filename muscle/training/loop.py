@@ -17,7 +17,7 @@ import torch
 from muscle.errors import NotFiniteError
 from muscle.losses.distillation import LossSums
 from muscle.models.sequences import Batch, micro_batches
-from muscle.training.batches import Batches, MicroBatch, share
+from muscle.training.batches import Batches, MicroBatch, Split, share
 from muscle.training.cached import CachedTeachers
 from muscle.training.checkpoint import TrainState, load_state, save_state
 from muscle.training.data import for_old, left_out, read_splits
@@ -135,10 +135,13 @@ class _Trainer:
 
     def check_start(self) -> None:
         """Before the first update: the student is the new teacher (`student.check_start`)."""
-        first = self._share(self.order()[self.updates[0]])[0]
+        split: Split = "train"
+        rows = self._share(self.order()[self.updates[0]])[0].rows
+        if self.job.questions is not None:  # in folds other adapters teach the training split
+            split, rows = "validation", list(range(min(len(rows), len(self.validation))))
         self.student.eval()
         with torch.no_grad():
-            check_start(self.student, self.engine.forward, self.batches.make("train", first.rows))
+            check_start(self.student, self.engine.forward, self.batches.make(split, rows))
 
     def epoch(self) -> EpochRecord:
         """Train what is left of the present epoch, validate, and save."""

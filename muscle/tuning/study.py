@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import product
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
@@ -127,15 +126,18 @@ class Study:
         which compares the best tenth with the rest.
 
         Returns:
-            Share by parameter, without those of one value; None where fewer than `TELLING`
-            trials finished, or no parameter tells their rates apart.
+            Share by parameter, without those of one value and those that some points lack; None
+            where fewer than `TELLING` trials finished, or no parameter tells their rates apart.
         """
         rates = {self._values[number].nfr for number in self._finished}
         if len(self._finished) < TELLING or len(rates) < 2:
             return None
         from optuna.importance import FanovaImportanceEvaluator
 
-        names = [k for k, v in self.space.distributions().items() if not v.single()]
+        known, always = self.space.distributions(), self.space.always
+        names = [k for k, v in known.items() if not v.single() and k in always]
+        if not names:
+            return None
         with _quiet():
             evaluator = FanovaImportanceEvaluator(seed=self.seed % 2**32)
             try:
@@ -166,10 +168,8 @@ class Study:
                     return point
         if size is None:
             return None
-        lists = [self.space.values(name) or [] for name in self.space.parameters]
         # Lazy: no more points are passed by than trials were asked for.
-        points = (dict(zip(self.space.parameters, v, strict=True)) for v in product(*lists))
-        return next(point for point in points if point not in used)
+        return next(point for point in self.space.points() if point not in used)
 
     def _draw(self, number: int, attempt: int) -> dict[str, Any]:
         from optuna.samplers import BaseSampler, RandomSampler, TPESampler
@@ -181,12 +181,19 @@ class Study:
         sampler: BaseSampler
         if attempt < GUIDED:
             sampler = TPESampler(
-                n_startup_trials=self.startup, seed=seed, multivariate=True, constant_liar=True
+                n_startup_trials=self.startup,
+                seed=seed,
+                multivariate=True,
+                constant_liar=True,
+                # Parameters of one level are modelled on the trials that have them.
+                group=self.space.always != list(self.space.parameters),
             )
         else:
             sampler = RandomSampler(seed=seed)
         trial = self._optuna(sampler).ask(self.space.distributions())
-        point = self.space.point(trial.params)  # plain floats: numpy's are among optuna's
+        # All are drawn, and what means nothing at the drawn level is let go. Plain floats:
+        # numpy's are among optuna's.
+        point = self.space.point(self.space.in_force(trial.params))
         assert point is not None, trial.params
         return point
 
@@ -203,8 +210,9 @@ class Study:
 
         directions = [StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE][: 1 + self.pareto]
         study = optuna.create_study(sampler=sampler, directions=directions)
-        distributions = self.space.distributions()
+        known = self.space.distributions()
         for number, point in sorted(self._points.items()):
+            distributions = {name: known[name] for name in point}
             values = self._values.get(number)
             if values is None or (telling is not None and number not in telling):
                 trial = create_trial(

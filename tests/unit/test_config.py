@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
-from muscle.config import Experiment, MaskName, ResourcesConfig, TaskConfig
+from muscle.config import Experiment, InputsConfig, MaskName, ResourcesConfig, TaskConfig
 from muscle.errors import UserError
 from muscle.experiment import load_experiment
 
@@ -349,6 +349,67 @@ def test_the_last_set_wins_and_values_may_hold_equals(load: Load) -> None:
 )
 def test_set_refused(refuse: Refuse, override: str, expected: str) -> None:
     assert expected in refuse(MINIMAL, override)
+
+
+INPUTS = """
+compatibility:
+  level: choice
+  inputs:
+    - train
+    - path: traffic.jsonl
+    - task: {name: own, train: more.jsonl, test: more.jsonl, prompt: "{{q}}", target: a}
+    - path: ${DAYS}/today.parquet
+tuning:
+  space:
+    inputs: [[train], [train, {path: traffic.jsonl}]]
+"""
+
+
+def test_inputs_are_found_beside_the_experiment(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("traffic.jsonl", "more.jsonl"):
+        (tmp_path / name).write_text("{}\n")
+    monkeypatch.setenv("DAYS", "s3://bucket")
+    monkeypatch.chdir(tmp_path.parent)
+    found = load(MINIMAL + INPUTS)
+    train, traffic, task, today = found.compatibility.inputs
+    assert train == "train"
+    assert isinstance(traffic, InputsConfig) and traffic.path == str(tmp_path / "traffic.jsonl")
+    assert isinstance(task, InputsConfig) and task.task is not None
+    assert task.task.train == task.task.test == str(tmp_path / "more.jsonl")
+    assert isinstance(today, InputsConfig) and today.path == "s3://bucket/today.parquet"
+    space = found.tuning.space
+    assert space is not None and space.inputs is not None
+    assert space.inputs[1][1] == traffic
+
+
+def test_inputs_need_their_variables(refuse: Refuse) -> None:
+    said = refuse(MINIMAL + INPUTS)
+    assert "'compatibility.inputs[3].path' needs the environment variable DAYS" in said
+
+
+def test_set_reaches_into_a_list(
+    load: Load, refuse: Refuse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAYS", "s3://bucket")
+    found = load(MINIMAL + INPUTS, "compatibility.inputs.1.limit=7", "compatibility.inputs.0=train")
+    traffic = found.compatibility.inputs[1]
+    assert isinstance(traffic, InputsConfig) and traffic.limit == 7
+    more = load(MINIMAL + INPUTS, "compatibility.inputs.2.task.max_gen_toks=9")
+    task = more.compatibility.inputs[2]
+    assert isinstance(task, InputsConfig) and task.task is not None and task.task.max_gen_toks == 9
+    assert "'4' is no item of a list of 4" in refuse(
+        MINIMAL + INPUTS, "compatibility.inputs.4.limit=7"
+    )
+    assert "'0' is not a group" in refuse(MINIMAL + INPUTS, "compatibility.inputs.0.limit=7")
+
+
+def test_what_is_of_another_level_is_one_line(refuse: Refuse) -> None:
+    said = refuse(MINIMAL, "compatibility.teacher=old", "compatibility.level=token")
+    assert "'teacher' is of level choice: set 'level: choice' or leave it out" in said
+    said = refuse(MINIMAL, "compatibility.mask=always-old", "compatibility.level=choice")
+    assert "'mask' is of level token: set 'level: token' or leave it out" in said
 
 
 def test_stop_strings_are_for_own_files() -> None:

@@ -49,6 +49,7 @@ PUBLISHED = {
     "training.accumulation": 8,
     "training.loss_on": "all",
     "training.validation_fraction": 0.2,
+    "compatibility.level": "token",
     "compatibility.mask": "student-wrong",
     "compatibility.temperature": 2.0,
 }

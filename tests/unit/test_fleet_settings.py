@@ -95,6 +95,35 @@ def test_set_changes_what_is_common_or_one_entry(tmp_path: Path) -> None:
     assert (b.experiment.seeds, b.when, a.when) == ([5], "always", "gate-fails")
 
 
+def test_an_entry_of_another_level_has_none_of_the_common_ones_settings(tmp_path: Path) -> None:
+    entries = [
+        {"name": "masked", "compatibility": {"epochs": 5}},
+        {"name": "chosen", "compatibility": {"level": "choice", "teacher": "old"}},
+        {"name": "masked-too", "compatibility": {"level": "token"}},
+    ]
+    common = {"level": "token", "mask": "always-old", "old_weight": 0.5, "temperature": 3.0}
+    fleet = load(
+        tmp_path,
+        *entries,
+        compatibility=common,
+        overrides=("adapters.chosen.compatibility.inputs=[train, {path: s3://b/t.jsonl}]",),
+    )
+    masked, chosen, too = (entry.experiment.compatibility for entry in fleet.entries)
+    assert (masked.mask, masked.old_weight, masked.epochs) == ("always-old", 0.5, 5)
+    assert (too.mask, too.old_weight, too.temperature) == ("always-old", 0.5, 3.0)
+    assert (chosen.level, chosen.teacher, chosen.temperature) == ("choice", "old", 3.0)
+    assert (chosen.mask, chosen.old_weight) == ("student-wrong", 1.0), "the defaults"
+    assert len(chosen.inputs) == 2
+    check_fleet(yaml.safe_load((tmp_path / "fleet.yaml").read_text()), tmp_path / "fleet.yaml")
+    switched = load(
+        tmp_path,
+        {"name": "a"},
+        compatibility=common,
+        overrides=("adapters.a.compatibility.level=choice",),
+    )
+    assert switched.entries[0].experiment.compatibility.mask == "student-wrong"
+
+
 def test_set_of_an_entry_that_is_not_there(tmp_path: Path) -> None:
     said = refused(tmp_path, {"name": "billing"}, overrides=("adapters.biling.seeds=[1]",))
     assert "adapters.biling.seeds" in said and "billing" in said

@@ -19,6 +19,7 @@ LAYERS = [
         "settings",
         "task_config",
         "compatibility_config",
+        "tuning_config",
         "overrides",
         "remote",
         "storage",

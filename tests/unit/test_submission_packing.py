@@ -102,6 +102,48 @@ def test_what_is_packed_loads_where_it_arrives(
     check_settings(experiment)
 
 
+def test_the_folder_of_an_inputs_task_travels_beside_the_tasks_own(tmp_path: Path) -> None:
+    for name in ("mine", "theirs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "task.yaml").write_text(f"task: {name}")
+    file = write(
+        tmp_path,
+        task={"name": "mine", "include_path": "mine"},
+        compatibility={
+            "level": "choice",
+            "inputs": [
+                {"path": "s3://bucket/traffic.jsonl"},
+                {"task": {"name": "theirs", "include_path": "theirs"}},
+                {"task": "piqa"},
+                {"path": "${MUSCLE_DATA}/more.parquet"},
+            ],
+        },
+    )
+    package = pack(file)
+    assert package.files["tasks/task.yaml"] == b"task: mine"
+    assert package.files["tasks-1/task.yaml"] == b"task: theirs"
+    found = experiment_in(package)
+    assert found["task"]["include_path"] == "tasks"
+    inputs = found["compatibility"]["inputs"]
+    assert inputs[1]["task"]["include_path"] == "tasks-1"
+    assert inputs[3]["path"] == "${MUSCLE_DATA}/more.parquet", "read on the cluster"
+
+
+def test_a_fleets_inputs_are_looked_at_too(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"gate": {"max_nfr": 0.1}, "compatibility": {"level": "choice"}}
+    inputs = {"inputs": [{"task": {"name": "a", "include_path": "tasks"}}]}
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "a.yaml").write_text("task: a")
+    entries = [{"name": "x"}, {"name": "y", "compatibility": inputs}]
+    package = pack(write(tmp_path, **settings, adapters=entries))
+    assert package.files["tasks-y-0/a.yaml"] == b"task: a"
+    asked = experiment_in(package)["adapters"][1]["compatibility"]["inputs"]
+    assert asked == [{"task": {"name": "a", "include_path": "tasks-y-0"}}]
+    entries[1]["compatibility"] = {"inputs": [{"path": "traffic.jsonl"}]}
+    with pytest.raises(UserError, match=r"'adapters\.y\.compatibility\.inputs\.0\.path'"):
+        pack(write(tmp_path, **settings, adapters=entries))
+
+
 REFUSED = {
     "relative data": (
         {"task": {"name": "piqa", "data_files": {"test": "data.jsonl"}}},
@@ -110,6 +152,27 @@ REFUSED = {
     "data that isn't here either": (
         {"task": {"name": "piqa", "data_files": {"train": "nowhere.jsonl"}}},
         ["task.data_files.train", "nowhere.jsonl"],
+    ),
+    "unlabelled inputs": (
+        {"compatibility": {"level": "choice", "inputs": ["train", {"path": "data.jsonl"}]}},
+        [
+            "compatibility.inputs.1.path",
+            "aws s3 cp data.jsonl",
+            "--set compatibility.inputs.1.path=s3://",
+        ],
+    ),
+    "another task's inputs": (
+        {
+            "compatibility": {
+                "level": "choice",
+                "inputs": [{"task": {"name": "a", "data_files": {"train": "nowhere.jsonl"}}}],
+            }
+        },
+        ["compatibility.inputs.0.task.data_files.train", "nowhere.jsonl"],
+    ),
+    "inputs that are searched": (
+        {"tuning": {"space": {"inputs": [["train"], ["train", {"path": "data.jsonl"}]]}}},
+        ["tuning.space.inputs.1.1.path", "aws s3 cp data.jsonl"],
     ),
     "a model folder": ({"new": {"model": "model"}}, ["new.model", "hub id", "--recursive model"]),
     "a model's path": ({"old": {"model": "./nowhere"}}, ["old.model", "hub id"]),
