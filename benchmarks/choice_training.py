@@ -34,11 +34,7 @@ def benchmark(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     labels = sides["labels"]["seconds"]["median"]
     name = args.shape or Path(spec["new"]).name
     return {
-        "model": {
-            "name": args.shape or Path(spec["new"]).name,
-            "random": bool(args.shape),
-            **sizes,
-        },
+        "model": {"name": name, "random": bool(args.shape), **sizes},
         "device": args.device,
         "dtype": args.dtype,
         "threads": args.threads,
