@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from muscle import storage
+from muscle.answering import teaching_of
 from muscle.artifacts import Store
 from muscle.bench import Bench, Part
 from muscle.compatibility_config import at_level
@@ -23,7 +24,6 @@ from muscle.plan import Plan, Step, vary
 from muscle.predict import software
 from muscle.results import LIBRARIES
 from muscle.search import SearchPlan, check_search, control_of, identity
-from muscle.teaching import Teaching
 from muscle.training.job import OnProgress, Progress, TrainJob
 from muscle.trials import GIVE_UP, Trials, trial_settings
 from muscle.tuned import Searched, write_search
@@ -120,7 +120,9 @@ class Search:
         readers = self.tuning.trials + len(self.plan.references)
         damaged = False
         for settings in taught:
-            teaching = Teaching(vary(self.plan.plan, settings), self.bench.store, readers)
+            plan = vary(self.plan.plan, settings)
+            self.bench.pipeline_of(plan).train_tasks()  # those that only teach, in folds
+            teaching = teaching_of(plan, self.bench.store, readers)
             damaged |= teaching.lost()
             teaching.make(self.bench.workshop, self.launcher)
         return damaged
