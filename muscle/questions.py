@@ -10,13 +10,15 @@ from muscle.splits import training_split
 from muscle.tasks import Task
 from muscle.tasks.prompting import Prompting
 from muscle.types import Question, TrainingExample
+from muscle.unlabelled import Unlabelled, known_texts
 
 
 @dataclass(frozen=True)
 class Questions:
     """The questions of an experiment, as one base is asked them.
 
-    train       of all `compatibility.inputs`, in their order
+    train       of all `compatibility.inputs`, in their order; ids of training examples are theirs,
+                others begin with the name of what they are from
     validation  of the examples that choose the epoch, which are labelled
     notes       what a user should know of them
     """
@@ -44,26 +46,54 @@ def questions_of(
         left_out: ids of training examples that train nobody.
 
     Raises:
-        UserError: no answers to distil, an empty split, a row that can't be rendered.
+        UserError: no answers to distil, an empty split, an entry of `inputs` that can't be read
+            or asks what the test asks.
     """
     template = None if prompting is None else prompting.template
     train, validation = (
         [example for example in part if example.id not in left_out]
         for part in training_split(experiment, task, template)
     )
+    entries = experiment.compatibility.inputs
+    asked_train = train if "train" in entries else []
+    held_out = labelled(task, validation, prompting, validate=True)
+    if not {q.id for q in held_out}.isdisjoint(example.id for example in train):
+        # A validation file may have ids of its own. One file of scores holds both.
+        held_out = [replace(q, query=replace(q.query, id=f"validation:{q.id}")) for q in held_out]
+    known, notes = known_texts(experiment, task, prompting, asked_train, validation)
+    taken = {example.id for example in train} | {question.id for question in held_out}
+    reader = Unlabelled(experiment, task, prompting, known, taken, notes)
     asked: list[Question] = []
-    for entry in experiment.compatibility.inputs:
+    for number, entry in enumerate(entries):
         if entry == "train":
             asked += labelled(task, train, prompting)
-    return Questions(asked, labelled(task, validation, prompting))
+        else:
+            asked += reader.read(entry, f"compatibility.inputs.{number}")
+    return Questions(asked, held_out, tuple(reader.notes))
 
 
 def labelled(
-    task: Task, examples: Sequence[TrainingExample], prompting: Prompting | None
+    task: Task,
+    examples: Sequence[TrainingExample],
+    prompting: Prompting | None,
+    validate: bool = False,
 ) -> list[Question]:
-    """Examples of the training split as they would be evaluated, in their order."""
+    """Examples as they would be evaluated, in their order, with their right answers.
+
+    Args:
+        validate: they choose the epoch, else they train.
+    """
     by_id = {example.id: example for example in examples}
-    found = task.on_training(list(by_id)).questions(prompting)
+    ids = list(by_id)
+    found = (task.on_validation(ids) if validate else task.on_training(ids)).questions(prompting)
     if not task.generates:
         return found
-    return [replace(q, gold_text=by_id[q.id].answer) for q in found]
+    return [replace(q, gold_text=_answer(by_id[q.id], prompting)) for q in found]
+
+
+def _answer(example: TrainingExample, prompting: Prompting | None) -> str:
+    """The right answer as a model would write it; of a chat the last turn without its end."""
+    if example.turns is None or prompting is None or prompting.template is None:
+        return example.answer
+    start, end = example.turns[-1]
+    return (example.prompt + example.answer)[start:end].removesuffix(prompting.template.end_of_turn)

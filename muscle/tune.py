@@ -121,9 +121,10 @@ class Search:
         damaged = False
         for settings in taught:
             plan = vary(self.plan.plan, settings)
-            self.bench.pipeline_of(plan).train_tasks()  # those that only teach, in folds
             teaching = teaching_of(plan, self.bench.store, readers)
             damaged |= teaching.lost()
+            if settings.folds is not None:  # their teachers are adapters of their own
+                self.bench.pipeline_of(plan).train_tasks()
             teaching.make(self.bench.workshop, self.launcher)
         return damaged
 

@@ -37,6 +37,9 @@ from muscle.models.sequences import Moved
 NOTHING = -1e300
 """The log-probability of an answer that isn't there: finite, so that 0 times it is 0."""
 
+ROUNDING = 1e-5
+"""Relative error of a log-likelihood in fp32: what two batches with the same models differ by."""
+
 
 @dataclass(frozen=True)
 class Targets(Moved):
@@ -85,6 +88,7 @@ def choice_sums(
             return _detached(sums)
         (slope_A,) = torch.autograd.grad(sums.loss, leaf_A)
     with torch.no_grad():
+        slope_A = without_rounding(slope_A, scores_A, targets)
         gradient_ND = work.gradient(slope_A)
     sums = _detached(sums)
     loss: Tensor = KnownGradient.apply(hidden, sums.loss, gradient_ND)
@@ -151,6 +155,19 @@ def lead(scores: Tensor, answer: Tensor) -> Tensor:
     chosen_Q1 = answer[:, None]
     others_QK = scores.scatter(1, chosen_Q1, -torch.inf)
     return scores.gather(1, chosen_Q1)[:, 0] - others_QK.amax(1)
+
+
+def without_rounding(slope: Tensor, scores: Tensor, targets: Targets) -> Tensor:
+    """d loss / d score [A], 0 on inputs whose student is its target but for rounding.
+
+    Teachers and student score by other batches, so equal models differ by rounding. What is
+    left of a gradient then is noise, of which Adam would make full steps.
+    """
+    there_QK, place_QK = targets.grid >= 0, targets.grid.clamp(min=0)
+    most_Q = torch.where(there_QK, slope[place_QK].abs(), 0.0).amax(1)
+    size_Q = torch.where(there_QK, scores[place_QK].abs(), 0.0).amax(1)
+    noise_QK = (most_Q <= ROUNDING * size_Q)[:, None] & there_QK
+    return slope.index_fill(0, targets.grid[noise_QK], 0.0)
 
 
 class _Head:

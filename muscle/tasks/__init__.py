@@ -10,7 +10,7 @@ The harness takes seconds to import, so everything here imports it inside functi
 
 from muscle.tasks.judge import Judged
 from muscle.tasks.prompting import Prompting
-from muscle.tasks.split import fold, hold_out, limit_examples, split
+from muscle.tasks.split import fold, hold_out, limit_examples, limit_ids, split
 from muscle.tasks.suite import Group, GroupMetric, Suite, load_suite
 from muscle.tasks.task import Task, load_task
 
@@ -24,6 +24,7 @@ __all__ = [
     "fold",
     "hold_out",
     "limit_examples",
+    "limit_ids",
     "load_suite",
     "load_task",
     "split",

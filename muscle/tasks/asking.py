@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from muscle.errors import UserError
 from muscle.tasks import examples as reading
 from muscle.tasks.prompting import PLAIN, Prompting
 from muscle.tasks.rows import row_hash, short_fields
+from muscle.tasks.tuning import texts_of
 from muscle.types import Query, Question, Request
 
 # The harness's default seed of few-shot examples, so that our prompts are its prompts.
@@ -61,6 +62,47 @@ def build_items(task: Any, name: str, limit: int | None) -> list[Item]:
     asked = [reading.question(item.instances) for item in items]
     short = short_fields([i.doc for i in items], asked, [i.gold for i in items])
     return [replace(item, fields=found) for item, found in zip(items, short, strict=True)]
+
+
+def build_unread(task: Any, ids: Sequence[str], places: Sequence[str]) -> list[Item]:
+    """All documents of a task whose answers nobody reads; call it inside `quiet`.
+
+    Args:
+        ids, places: of the documents; a place names one in messages.
+
+    Raises:
+        UserError: a document that can't be rendered or has no choices.
+    """
+    failure: Exception | None = None
+    made: list[list[Any]] = []
+    try:
+        made = build_instances(task, None)
+    except Exception as error:
+        failure = error
+    if len(made) != len(places):
+        for doc, place in zip(list(reading.documents(task)), places, strict=True):
+            _choices(task, doc, place)  # better: the one that is at fault
+        why = "some ask nothing" if failure is None else reason(failure)
+        raise UserError(f"{places[0]} and those after it can't be rendered: {why}") from failure
+    items = []
+    for name, instances, place in zip(ids, made, places, strict=True):
+        doc = instances[0].doc
+        items.append(Item(name, doc, instances, _choices(task, doc, place), "", row_hash(doc)))
+    return items
+
+
+def asked_text(task: Any, doc: Any, where: str) -> str:
+    """What tells a document's question from others: its text and choices, without shots,
+    without regard to white space and the choices' order; call it inside `quiet`.
+
+    Raises:
+        UserError: it can't be rendered.
+    """
+    try:
+        question, *choices = (" ".join(text.split()) for text in texts_of(task, doc))
+    except Exception as error:
+        raise UserError(f"{where} can't be rendered: {reason(error)}") from error
+    return "\n".join([question, *sorted(choices)])
 
 
 def build_instances(task: Any, limit: int | None, prompting: Prompting = PLAIN) -> list[list[Any]]:
@@ -116,6 +158,16 @@ def repeats(instance: Any) -> int:
 def reason(error: Exception) -> str:
     """An exception of the harness or of a task's own code, in one short line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _choices(task: Any, doc: Any, where: str) -> tuple[str, ...] | None:
+    try:
+        task.fewshot_context(doc, num_fewshot=0, gen_prefix=task.doc_to_prefix(doc))
+        return reading.choice_texts(task, doc, where)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{where} can't be rendered: {reason(error)}") from error
 
 
 def _read(task: Any, doc: Any, name: str, row: int) -> tuple[tuple[str, ...] | None, str]:

@@ -16,10 +16,12 @@ from muscle.tasks import asking
 from muscle.tasks.chat_rows import (
     Chat,
     groups_of,
+    normal_text,
     overlap_text,
     overlaps,
     read_chats,
 )
+from muscle.tasks.examples import documents
 from muscle.tasks.files import to_dataset
 from muscle.tasks.harness import quiet
 from muscle.tasks.judge import Judged
@@ -151,9 +153,36 @@ class ChatTask(Task):
         twin = super().on_training(ids)
         assert isinstance(twin, ChatTask)
         twin._chats = {**self._chats, "test": self._chats["train"]}
-        twin._queries_of, twin._scores = {}, {}
-        twin._harness.set_config("process_results", twin._process)
         return twin
+
+    def on_documents(
+        self, docs: Any, ids: Sequence[str], places: Sequence[str] | None = None
+    ) -> "ChatTask":
+        """As `Task.on_documents`; the chats are those of this task's evaluation."""
+        twin = super().on_documents(docs, ids, places)
+        assert isinstance(twin, ChatTask)
+        twin._queries_of, twin._scores = {}, {}
+        if self._config.choices is None:
+            twin._harness.set_config("process_results", twin._process)
+        return twin
+
+    def on_validation(self, ids: Sequence[str]) -> "ChatTask":
+        """As `Task.on_validation`."""
+        chats = self._chats.get("validation")
+        return self.on_training(ids) if chats is None else self.on_chats([chats[i] for i in ids])
+
+    def on_chats(self, chats: Sequence[Chat], labelled: bool = True) -> "ChatTask":
+        """This task, asked other chats."""
+        docs = to_dataset([_doc(self._config, chat) for chat in chats], "chats")
+        places = None if labelled else [chat.where for chat in chats]
+        twin = self.on_documents(docs, [chat.id for chat in chats], places)
+        twin._chats = {**self._chats, "test": {chat.id: chat for chat in chats}}
+        return twin
+
+    def asked_texts(self) -> list[str]:
+        """As `Task.asked_texts`."""
+        docs = documents(self._harness)
+        return [normal_text(self._chats["test"][doc["id"]]) for doc in docs]
 
     # --- asking and judging ---------------------------------------------------------------
 
@@ -365,9 +394,11 @@ def _example_parts(example: TrainingExample) -> list[Any]:
 
 def _doc(config: TaskConfig, chat: Chat) -> dict[str, Any]:
     doc: dict[str, Any] = {"id": chat.id, "prompt": chat.text, OWN: own_row(chat.row)}
+    gold = None if chat.gold is None else as_text(chat.gold)
     if config.choices is None:
-        return doc | {"answer": as_text(chat.gold)}
-    return doc | {"choices": config.choices, "gold": config.choices.index(as_text(chat.gold))}
+        return doc | {"answer": gold or ""}
+    place = 0 if gold is None else config.choices.index(gold)
+    return doc | {"choices": config.choices, "gold": place}
 
 
 def _document(chat: Chat) -> str:

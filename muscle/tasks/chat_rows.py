@@ -8,6 +8,7 @@ from typing import Any
 
 from muscle.config import TaskConfig
 from muscle.errors import UserError
+from muscle.tasks.examples import row_ids
 from muscle.tasks.files import Row, read_rows
 
 GOLD = "gold"
@@ -19,7 +20,7 @@ class Chat:
     """One row: what is asked, the right answer, and the row as it stands in the file.
 
     messages  up to the question; the gold answer is no part of them
-    gold      a text, or a JSON object or list
+    gold      a text, or a JSON object or list; None where nobody labelled it
     where     file, row and id, for messages
     """
 
@@ -58,6 +59,22 @@ def read_chats(config: TaskConfig, key: str, path: str) -> list[Chat]:
     return chats
 
 
+def read_unlabelled(config: TaskConfig, path: str, setting: str) -> list[Chat]:
+    """The chats of a file without their right answers, a last turn of the assistant's included.
+
+    Rows without ids of their own are called by their numbers.
+
+    Raises:
+        UserError: file or row that can't be used, naming file and row.
+    """
+    rows = read_rows(path, setting)
+    ids = row_ids([row.fields for row in rows], [str(row.number) for row in rows])
+    return [
+        _chat(config, row, name, f"{path}, row {row.number}", labelled=False)
+        for row, name in zip(rows, ids, strict=True)
+    ]
+
+
 def plain_text(messages: Sequence[Mapping[str, Any]]) -> str:
     """Messages as `role: content` lines; calls of tools as JSON."""
     lines = []
@@ -75,13 +92,13 @@ def overlaps(train: Sequence[Chat], test: Sequence[Chat], group: str | None) -> 
     Chats are the same where their messages are but for case and white space.
     """
     ids = {chat.id for chat in test}
-    texts = {_normal(chat): chat.id for chat in test}
+    texts = {normal_text(chat): chat.id for chat in test}
     groups = {_group(chat, group): chat.id for chat in test} if group else {}
     found = {}
     for chat in train:
         if chat.id in ids:
             found[chat.id] = "id"
-        elif _normal(chat) in texts:
+        elif normal_text(chat) in texts:
             found[chat.id] = "chat"
         elif group and _group(chat, group) in groups:
             found[chat.id] = f"'{group}'"
@@ -107,7 +124,7 @@ def groups_of(chats: Iterable[Chat], column: str | None) -> dict[str, str]:
     Raises:
         UserError: a row without it.
     """
-    return {chat.id: _group(chat, column) if column else _normal(chat) for chat in chats}
+    return {chat.id: _group(chat, column) if column else normal_text(chat) for chat in chats}
 
 
 def _group(chat: Chat, column: str) -> str:
@@ -120,7 +137,8 @@ def _group(chat: Chat, column: str) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def _normal(chat: Chat) -> str:
+def normal_text(chat: Chat) -> str:
+    """What tells a chat's messages from others, without regard to case and white space."""
     return " ".join(chat.text.casefold().split())
 
 
@@ -131,11 +149,13 @@ def _id(row: Row, where: str) -> str:
     return str(value)
 
 
-def _chat(config: TaskConfig, row: Row, name: str, where: str) -> Chat:
+def _chat(config: TaskConfig, row: Row, name: str, where: str, labelled: bool = True) -> Chat:
     messages = _messages(row.fields.get("messages"), where)
     target = config.target or GOLD
-    gold = row.fields.get(target)
-    if messages[-1]["role"] == "assistant":
+    gold = row.fields.get(target) if labelled else None
+    if messages[-1]["role"] == "assistant" and not labelled:
+        messages.pop()
+    elif messages[-1]["role"] == "assistant":
         last = messages.pop()
         if gold is None:
             gold = last.get("content")
@@ -144,7 +164,7 @@ def _chat(config: TaskConfig, row: Row, name: str, where: str) -> Chat:
                 f"{where}: the last message is the assistant's and differs from '{target}': leave "
                 "one of them out"
             )
-    if gold is None:
+    if gold is None and labelled:
         raise UserError(
             f"{where}: no right answer: neither a field '{target}' nor a last message of the "
             f"assistant's (fields: {', '.join(row.fields)})"

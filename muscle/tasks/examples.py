@@ -17,13 +17,13 @@ def documents(task: Any) -> Any:
     return task.eval_docs if found is None else found
 
 
-def row_ids(docs: Any) -> list[str]:
-    """The rows' `id` fields if every row has one and no two are equal, else 0, 1, 2, …"""
+def row_ids(docs: Any, others: Sequence[str] | None = None) -> list[str]:
+    """The rows' `id` fields if every row has one and no two are equal, else `others`, or 0, 1, …"""
     ids = [_id(doc) for doc in docs]
     known = [i for i in ids if i is not None]
     if len(known) == len(ids) and len(set(known)) == len(known):
         return known
-    return [str(i) for i in range(len(ids))]
+    return [str(i) for i in range(len(ids))] if others is None else list(others)
 
 
 def _id(doc: Any) -> str | None:

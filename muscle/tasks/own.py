@@ -130,6 +130,29 @@ def _dataset(config: TaskConfig, key: str, path: str, render: Callable[[Row, str
     return to_dataset(docs, path)
 
 
+def unlabelled_dataset(config: TaskConfig, rows: Sequence[Row], path: str) -> Any:
+    """Rows of a file of the user's as documents in whose place of a right answer anything stands.
+
+    Raises:
+        UserError: a row without the fields of the prompt or the choices.
+    """
+    assert config.prompt is not None
+    render = _renderer(config.prompt)
+    docs = []
+    for row in rows:
+        where = f"{path}, row {row.number}"
+        doc: dict[str, Any] = {"prompt": render(row, where)}
+        if config.choices is None:
+            doc["answer"] = ""
+        else:
+            choices = config.choices
+            if isinstance(choices, str):
+                choices = _field(row, choices, "choices", where)
+            doc["choices"], doc["gold"] = _choice_texts(choices, where), 0
+        docs.append(doc)
+    return to_dataset(docs, path)
+
+
 def _renderer(template: str) -> Callable[[Row, str], str]:
     """A function that fills the prompt template, in Jinja's sandbox."""
     from jinja2 import StrictUndefined, TemplateError, meta

@@ -105,11 +105,16 @@ def limit_examples(
     examples: Sequence[TrainingExample], limit: int | None, data_seed: int
 ) -> list[TrainingExample]:
     """A seeded subset of `limit` examples, in their order; all of them without a limit."""
-    if limit is None or limit >= len(examples):
-        return list(examples)
+    return [examples[i] for i in limit_ids([e.id for e in examples], limit, data_seed)]
+
+
+def limit_ids(ids: Sequence[str], limit: int | None, data_seed: int) -> list[int]:
+    """The places of a seeded subset of `limit` ids, in their order; a larger limit only adds."""
+    if limit is None or limit >= len(ids):
+        return list(range(len(ids)))
     # Another word than in `split`: else validation would be the subset's first ones.
-    order = sorted(range(len(examples)), key=lambda i: _rank(data_seed, "limit", examples[i].id))
-    return [examples[i] for i in sorted(order[:limit])]
+    order = sorted(range(len(ids)), key=lambda i: _rank(data_seed, "limit", ids[i]))
+    return sorted(order[:limit])
 
 
 def _groups(

@@ -77,6 +77,7 @@ class Task:
         self._training: tuple[Any, list[str]] | None = None
         self._examples: list[TrainingExample] | None = None
         self._ids: list[str] | None = None  # of the evaluation examples, if not by their rows
+        self._places: list[str] | None = None  # of unlabelled ones
         self._items_of: tuple[int | None, list[asking.Item]] | None = None
         self._asked: tuple[int | None, Prompting, list[Query]] | None = None
         if config.max_gen_toks is not None:
@@ -137,8 +138,6 @@ class Task:
             UserError: no ids, no training split, or an empty one.
             ValueError: an id that no training example has.
         """
-        from muscle.tasks.tuning import evaluated_on
-
         if not self.has_training:
             raise UserError(self._no_training())
         wanted = set(ids)
@@ -156,12 +155,47 @@ class Task:
             )
         rows = [row for row, name in enumerate(names) if name in wanted]
         some = docs.select(rows) if hasattr(docs, "select") else [docs[row] for row in rows]
+        return self.on_documents(some, [names[row] for row in rows])
+
+    def on_validation(self, ids: Sequence[str]) -> "Task":
+        """The same of examples that choose the epoch, wherever they are from."""
+        return self.on_training(ids)
+
+    def on_documents(
+        self, docs: Any, ids: Sequence[str], places: Sequence[str] | None = None
+    ) -> "Task":
+        """This task, evaluated on other documents.
+
+        Args:
+            docs: as the harness's task has them, with a length.
+            ids: theirs.
+            places: what messages call them, where nobody labelled them: such a task can ask,
+                and no right answer is ever read.
+        """
+        from muscle.tasks.tuning import evaluated_on
+
         twin = copy.copy(self)
-        twin._harness = evaluated_on(self._whole, some)
+        twin._harness = evaluated_on(self._whole, docs, labelled=places is None)
         twin._judge = Judge(twin._harness, *self._judging)
-        twin._ids = [names[row] for row in rows]
+        twin._ids, twin._places = list(ids), None if places is None else list(places)
         twin._items_of = twin._asked = None
         return twin
+
+    def asked_texts(self) -> list[str]:
+        """What tells each evaluation example's question from others, in the order of `queries()`:
+        see `muscle.tasks.asking.asked_text`. Of chats their messages.
+
+        Raises:
+            UserError: an example that can't be rendered.
+        """
+        from muscle.tasks.harness import quiet
+
+        with quiet():
+            docs = list(reading.documents(self._harness))
+            rows = (f"task '{self.name}', row {i} of the split" for i in range(1, len(docs) + 1))
+            places = self._places or list(rows)
+            made = zip(docs, places, strict=True)
+            return [asking.asked_text(self._harness, doc, place) for doc, place in made]
 
     def queries(self, limit: int | None = None, prompting: Prompting | None = None) -> list[Query]:
         """The evaluation requests of the first `limit` examples, all of them without one.
@@ -192,10 +226,16 @@ class Task:
         Raises:
             UserError: as `queries`; the task has neither given nor written answers.
         """
-        if self._scores_documents:
+        kind = self._harness.OUTPUT_TYPE
+        if kind not in ("multiple_choice", "generate_until"):
+            what = (
+                "measures whole documents"
+                if self._scores_documents
+                else "scores one given text, with no other choice"
+            )
             raise UserError(
-                f"task '{self.name}' measures whole documents: there are no answers to distil, so "
-                "set compatibility.level: token"
+                f"task '{self.name}' {what}: there are no answers to distil, so set "
+                "compatibility.level: token"
             )
         pairs = zip(self._items(None), self.queries(None, prompting), strict=True)
         return [asking.question_of(item, query) for item, query in pairs]
@@ -321,7 +361,10 @@ class Task:
 
         if self._items_of is None or self._items_of[0] != limit:
             with quiet():
-                items = asking.build_items(self._harness, self.name, limit)
+                if self._places is not None and self._ids is not None:
+                    items = asking.build_unread(self._harness, self._ids, self._places)[:limit]
+                else:
+                    items = asking.build_items(self._harness, self.name, limit)
             if self._ids is not None:
                 named = zip(items, self._ids[: len(items)], strict=True)
                 items = [replace(item, id=name) for item, name in named]

@@ -17,7 +17,7 @@ from typing import Any
 Redraw = Callable[[Sequence[Any], int], Sequence[Any]]
 
 
-def evaluated_on(task: Any, docs: Any) -> Any:
+def evaluated_on(task: Any, docs: Any, labelled: bool = True) -> Any:
     """A copy of a harness task that is evaluated on `docs`; `task` itself stays as it is.
 
     Few-shot examples are those that the evaluation would draw, with the same seed, unless
@@ -26,9 +26,13 @@ def evaluated_on(task: Any, docs: Any) -> Any:
 
     Args:
         docs: documents as `task.training_docs()` has them, with a length, in their order.
+        labelled: whether their right answers may be read; not those of unlabelled ones, in
+            whose place stands anything.
     """
     twin = copy.copy(task)
     twin.__class__ = _kind(type(task))
+    twin.labelled, twin.asked = labelled, None
+    twin.several = bool(getattr(task, "multiple_input", 0))  # tasks in Python have none
     twin._config = copy.copy(task._config)
     twin._instances = None
     twin.task_docs = docs
@@ -48,6 +52,12 @@ def _kind(base: Any) -> Any:
         def fewshot_context(self, doc: Any, *args: Any, **kwargs: Any) -> Any:
             self.asked = doc
             return super().fewshot_context(doc, *args, **kwargs)
+
+        def doc_to_target(self, doc: Any, *args: Any, **kwargs: Any) -> Any:
+            # With several inputs the target is what follows the blank, the same for all choices.
+            if not self.labelled and doc is self.asked and not self.several:
+                return ""
+            return super().doc_to_target(doc, *args, **kwargs)
 
         def fewshot_examples(self, k: int, rnd: Random) -> Any:
             """Of tasks written in Python, which have no sampler."""
@@ -104,17 +114,17 @@ def _words(task: Any, doc: Any) -> list[str]:
     """
     shots = getattr(task, "fewshot_cfg", None)
     if shots is None:
-        texts = _texts(task, doc)
+        texts = texts_of(task, doc)
     else:
         try:
-            texts = _texts(task, doc, shots.doc_to_text, shots.doc_to_choice)
+            texts = texts_of(task, doc, shots.doc_to_text, shots.doc_to_choice)
         except Exception:  # few-shot examples may have fields that the document asked has not
-            texts = _texts(task, doc)
+            texts = texts_of(task, doc)
     words = [word for text in texts for word in _split(text)]
     return sorted(words or _split(str(task.doc_to_target(doc))))
 
 
-def _texts(task: Any, doc: Any, to_text: Any = None, to_choice: Any = None) -> list[str]:
+def texts_of(task: Any, doc: Any, to_text: Any = None, to_choice: Any = None) -> list[str]:
     """The question and, of multiple choice, the choices; by templates of their own if given."""
     question = task.doc_to_text(doc) if to_text is None else task.doc_to_text(doc, to_text)
     # Winogrande's kind has the label here, the question in the choices and its end as target.

@@ -187,3 +187,16 @@ def test_unlabelled_inputs_have_no_cross_entropy() -> None:
 def test_lead_is_over_the_largest_other_answer() -> None:
     scores = torch.tensor([[1.0, 4.0, 2.5], [3.0, -torch.inf, 1.0]])
     assert lead(scores, torch.tensor([1, 2])).tolist() == [1.5, -2.0]
+
+
+def test_a_difference_that_rounding_makes_has_no_gradient() -> None:
+    toy = Toy()
+    settings = CompatibilityConfig(level="choice", teacher="new", temperature=1.0)
+    scores = choices._Head(toy.hidden, toy.head, toy.targets).scores()
+    noise = torch.linspace(-1, 1, len(scores), dtype=torch.float64) * 1e-6
+    toy.teachers["new"] = scores * (1 + noise)
+    _, gradient = toy.fused(settings)
+    assert gradient.abs().max() == 0
+    toy.teachers["new"] = scores * (1 + noise * 1e4)
+    _, gradient = toy.fused(settings)
+    assert gradient.abs().max() > 0

@@ -35,6 +35,7 @@ LAYERS = [
         "chats",
         "older",
         "questions",
+        "unlabelled",
         "answers",
         "recipes",
         "plan",
