@@ -90,10 +90,10 @@ class Unlabelled:
         within = {example.id for example in limit_examples(examples, limit, seed)}
         rest = [example.id for example in examples if example.id not in within]
         if not rest:
+            why = "is not set" if limit is None else f"{limit} takes all of it"
             raise UserError(
-                f"setting '{setting}.split': nothing of the training split is left: training.limit "
-                f"{'is not set' if limit is None else f'{limit} takes all'} of its "
-                f"{len(examples)} examples: set a smaller one, or leave the entry out"
+                f"setting '{setting}.split': nothing of the training split is left, since "
+                f"training.limit {why}: set it below {len(examples)}, or leave the entry out"
             )
         asked = self.task.on_training(rest)
         return Source(asked, "train", f"the rest of the training split of '{self.task.name}'")
