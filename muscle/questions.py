@@ -10,7 +10,7 @@ from muscle.splits import training_split
 from muscle.tasks import Task
 from muscle.tasks.prompting import Prompting
 from muscle.types import Question, TrainingExample
-from muscle.unlabelled import Unlabelled, known_texts
+from muscle.unlabelled import reader_of
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,8 @@ def questions_of(
     if not {q.id for q in held_out}.isdisjoint(example.id for example in train):
         # A validation file may have ids of its own. One file of scores holds both.
         held_out = [replace(q, query=replace(q.query, id=f"validation:{q.id}")) for q in held_out]
-    known, notes = known_texts(experiment, task, prompting, asked_train, validation)
-    taken = {example.id for example in train} | {question.id for question in held_out}
-    reader = Unlabelled(experiment, task, prompting, known, taken, notes)
+    reader = reader_of(experiment, task, prompting, asked_train, validation)
+    reader.taken.update([e.id for e in train], [question.id for question in held_out])
     asked: list[Question] = []
     for number, entry in enumerate(entries):
         if entry == "train":

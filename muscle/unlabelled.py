@@ -2,7 +2,7 @@
 
 import posixpath
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from muscle.compatibility_config import InputsConfig
@@ -11,7 +11,7 @@ from muscle.errors import UserError
 from muscle.splits import tuning_halves
 from muscle.tasks import Task, limit_examples, limit_ids, load_task
 from muscle.tasks.prompting import Prompting
-from muscle.tasks.unlabelled import asked_ids, on_file, on_validation_split, only
+from muscle.tasks.unlabelled import asked_groups, asked_ids, on_file, on_validation_split, only
 from muscle.types import Question, TrainingExample
 
 TEST, HELD_OUT, ASKED = "among the test inputs", "held out", "asked already"
@@ -36,6 +36,7 @@ class Unlabelled:
     """Reads one entry after the other.
 
     known     what an input may not be -> why, by `Task.asked_texts`
+    apart     groups of near-copies that it may not be of -> why
     taken     ids that questions have
     notes     what was left out
     """
@@ -44,6 +45,7 @@ class Unlabelled:
     task: Task
     prompting: Prompting | None
     known: dict[str, str]
+    apart: Mapping[str, str] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
@@ -128,8 +130,9 @@ class Unlabelled:
         ids, texts = asked_ids(source.task), source.task.asked_texts()
         dropped: dict[str, list[str]] = defaultdict(list)
         kept: dict[str, int] = {}
-        for place, text in enumerate(texts):
-            why = self.known.get(text, ASKED if text in kept else None)
+        for place, (text, group) in enumerate(zip(texts, asked_groups(source.task), strict=True)):
+            near = None if group is None else self.apart.get(group)
+            why = self.known.get(text, near or (ASKED if text in kept else None))
             if why is None:
                 kept[text] = place
             else:
@@ -163,14 +166,15 @@ class Unlabelled:
         return prefix
 
 
-def known_texts(
+def reader_of(
     experiment: Experiment,
     task: Task,
     prompting: Prompting | None,
     train: Sequence[TrainingExample],
     validation: Sequence[TrainingExample],
-) -> tuple[dict[str, str], list[str]]:
-    """(what no unlabelled input may be -> why, by `Task.asked_texts`; what a user should know).
+) -> Unlabelled:
+    """A reader that knows what must not be asked; its first note counts the training examples
+    that are test inputs.
 
     Args:
         train: the training examples that are asked, none where they are not.
@@ -178,23 +182,25 @@ def known_texts(
     """
     ids = [example.id for example in train]
     trained = task.on_training(ids).asked_texts() if ids else []
-    known = dict.fromkeys(trained, ASKED)
-    held_out = task.on_validation([e.id for e in validation]).asked_texts()
+    held_out = [task.on_validation([e.id for e in validation])]
     if experiment.training.tuning_fraction is not None:
         template = None if prompting is None else prompting.template
         halves = tuning_halves(experiment, task, template)
-        held_out += task.on_training([e.id for half in halves for e in half]).asked_texts()
-    tested = set(task.asked_texts())
-    known.update(dict.fromkeys(held_out, HELD_OUT))
-    known.update(dict.fromkeys(tested, TEST))
-    both = [name for name, text in zip(ids, trained, strict=True) if text in tested]
-    if not both:
-        return known, []
-    note = (
-        f"{len(both)} of {len(ids)} training examples of task '{task.name}' are test inputs too "
-        f"({some(both)}): they are kept, since the task adapters train on them"
-    )
-    return known, [note]
+        held_out.append(task.on_training([e.id for half in halves for e in half]))
+    known = dict.fromkeys(trained, ASKED)
+    apart: dict[str, str] = {}
+    for part, why in [*((part, HELD_OUT) for part in held_out), (task, TEST)]:
+        known.update(dict.fromkeys(part.asked_texts(), why))
+        apart.update((group, why) for group in asked_groups(part) if group is not None)
+    both = [name for name, text in zip(ids, trained, strict=True) if known[text] == TEST]
+    notes: list[str] = []
+    if both:
+        notes.append(
+            f"{len(both)} of {len(ids)} training examples of task '{task.name}' are test inputs "
+            f"too ({some(both)}): they are kept, since the task adapters train on them"
+        )
+    taken = {*ids, *(example.id for example in validation)}
+    return Unlabelled(experiment, task, prompting, known, apart, taken, notes)
 
 
 def _unlabelled(question: Question, name: str) -> Question:

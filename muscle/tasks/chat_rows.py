@@ -93,14 +93,14 @@ def overlaps(train: Sequence[Chat], test: Sequence[Chat], group: str | None) -> 
     """
     ids = {chat.id for chat in test}
     texts = {normal_text(chat): chat.id for chat in test}
-    groups = {_group(chat, group): chat.id for chat in test} if group else {}
+    groups = {group_of(chat, group): chat.id for chat in test} if group else {}
     found = {}
     for chat in train:
         if chat.id in ids:
             found[chat.id] = "id"
         elif normal_text(chat) in texts:
             found[chat.id] = "chat"
-        elif group and _group(chat, group) in groups:
+        elif group and group_of(chat, group) in groups:
             found[chat.id] = f"'{group}'"
     return found
 
@@ -124,10 +124,11 @@ def groups_of(chats: Iterable[Chat], column: str | None) -> dict[str, str]:
     Raises:
         UserError: a row without it.
     """
-    return {chat.id: _group(chat, column) if column else normal_text(chat) for chat in chats}
+    return {chat.id: group_of(chat, column) if column else normal_text(chat) for chat in chats}
 
 
-def _group(chat: Chat, column: str) -> str:
+def group_of(chat: Chat, column: str) -> str:
+    """The value of a column, which its row must have. Raises UserError: it hasn't."""
     value = chat.row.get(column)
     if value is None:
         raise UserError(

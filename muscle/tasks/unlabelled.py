@@ -94,6 +94,19 @@ def asked_ids(task: Task) -> list[str]:
     return task._ids
 
 
+def asked_groups(task: Task) -> list[str | None]:
+    """The group of each evaluation example, in their order: `task.group` of chats, else None."""
+    docs, column = reading.documents(task._harness), task._config.group
+    if column is None:
+        return [None] * len(docs)
+    from muscle.tasks.chat import ChatTask
+    from muscle.tasks.chat_rows import group_of
+
+    assert isinstance(task, ChatTask)
+    chats = [task._chats["test"][doc["id"]] for doc in docs]
+    return [None if chat.row.get(column) is None else group_of(chat, column) for chat in chats]
+
+
 class _Reader:
     """Makes a harness task's documents of a file's rows, which have the columns of its data.
 

@@ -431,6 +431,39 @@ def test_chats_that_the_test_knows_or_that_choose_the_epoch(tmp_path: Path) -> N
     assert [q.id for q in found.validation] == [f"validation:train-{i}" for i in range(3)]
 
 
+def test_near_copies_stay_apart_as_in_every_split(tmp_path: Path) -> None:
+    """By the column that keeps chats together, where a row has it."""
+    prompting = Prompting(template=template())
+
+    def people(name: str, count: int, start: int) -> list[dict[str, Any]]:
+        return [{**row, "who": i // 2 + start} for i, row in enumerate(chat_rows(name, count))]
+
+    config = tickets(tmp_path, group="who").model_copy(
+        update={
+            "train": save(tmp_path / "train.jsonl", people("train", 20, 0)),
+            "test": save(tmp_path / "test.jsonl", people("test", 4, 50)),
+        }
+    )
+    # Of a person's two chats the limit leaves one out, and the other is held out.
+    found = ask(config, [{"split": "train"}], prompting, limit=11, tuning_fraction=0.4)
+    halves = tuning_halves(
+        make(config, ["train"], limit=11, tuning_fraction=0.4), load_task(config), template()
+    )
+    ids = [q.id for q in found.validation] + [e.id for half in halves for e in half]
+    held, rest = (
+        {int(i.split("-")[1]) // 2 for i in of} for of in (ids, [q.id for q in found.train])
+    )
+    assert held and rest and held.isdisjoint(rest) and len(found.train) < 9
+    assert f"{9 - len(found.train)} are held out (train-" in found.notes[0]
+    rows = people("new", 3, 51)
+    del rows[2]["who"]
+    path = save(tmp_path / "t.jsonl", rows)
+    with pytest.raises(UserError, match=r"2 of 3 inputs .* too \(new-0, new-1\)"):
+        ask(config, [{"path": path}], prompting)
+    found = ask(config, [{"path": path, "overlap": "drop"}], prompting)
+    assert [q.id for q in found.train] == ["t.jsonl:new-2"]
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
