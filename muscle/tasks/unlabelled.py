@@ -138,7 +138,7 @@ class _Reader:
             UserError: a row without a column that is asked, with a value of another type, or
                 that the task can't prepare.
         """
-        asked = self.asked_columns()
+        asked = self.asked_columns(rows)
         while True:
             kept = [self._kept(row, asked, place) for row, place in zip(rows, places, strict=True)]
             made = self._made(kept, asked, places)
@@ -150,37 +150,39 @@ class _Reader:
                 raise self._lacks(rows[number], column, places[number])
             asked.add(column)
 
-    def asked_columns(self) -> set[str]:
-        """The columns of the task's data that change what is asked of the first documents."""
+    def asked_columns(self, rows: Sequence[Row] = ()) -> set[str]:
+        """The columns of the task's data that change what is asked of the first documents, be it
+        by values of these rows."""
         asked = ((row, self._try(row)) for row in self.pool)
         bases = list(islice(((row, text) for row, text in asked if text is not None), 2))
-        return {name for name in self.columns if not bases or self._changes(name, bases)}
+        return {name for name in self.columns if not bases or self._changes(name, bases, rows)}
 
-    def _changes(self, column: str, bases: Sequence[tuple[Fields, list[Any]]]) -> bool:
+    def _changes(
+        self, column: str, bases: Sequence[tuple[Fields, list[Any]]], rows: Sequence[Row]
+    ) -> bool:
+        tried = told = False
         for base, before in bases:
-            values = self._others(column, base[column])
-            after = [self._try({**base, column: value}) for value in values]
-            # A value that can't stand here (an answer that isn't among the choices) tells nothing,
-            # unless none can.
-            if any(text is not None and text != before for text in after):
-                return True
-            if after and all(text is None for text in after):
-                return True
-        return False
+            for value in self._others(column, base[column], rows):
+                after = self._try({**base, column: value})
+                if after is not None and after != before:
+                    return True
+                tried, told = True, told or after is not None
+        # A value that can't stand here (an answer that isn't among the choices) tells nothing,
+        # unless none can.
+        return tried and not told
 
-    def _others(self, column: str, value: Any) -> list[Any]:
-        """Some values of a column that differ from one; of a column with one value, made up."""
-        found: list[Any] = []
-        for row in self.pool:
-            if row[column] != value and row[column] not in found and len(found) < TRIES:
-                found.append(row[column])
-        if found or value is None:
-            return found
-        if isinstance(value, str):
-            return [f"{value} or not"]
-        if isinstance(value, bool):
-            return [not value]
-        return [value + 1, value - 1] if isinstance(value, int | float) else []
+    def _others(self, column: str, value: Any, rows: Sequence[Row]) -> list[Any]:
+        """Some values of a column that differ from one: the task's own, made up where it has no
+        others, and the rows'."""
+        found = _different([row[column] for row in self.pool], value)
+        if not found and isinstance(value, str):
+            found = [f"{value} or not"]
+        elif not found and isinstance(value, bool):
+            found = [not value]
+        elif not found and isinstance(value, int | float):
+            found = [value + 1, value - 1]
+        given = (row.fields.get(column) for row in rows)
+        return found + _different([other for other in given if other is not None], value)
 
     def _try(self, row: Fields) -> list[Any] | None:
         """What one row asks; None where it can't stand so."""
@@ -302,3 +304,14 @@ class _Reader:
                     f"{', '.join(self.columns)}: {asking.reason(failure)}"
                 )
         return UserError(f"{self.path}: doesn't fit task '{self.name}': {asking.reason(failure)}")
+
+
+def _different(values: Sequence[Any], value: Any) -> list[Any]:
+    """The first few values that differ from one and from each other."""
+    found: list[Any] = []
+    for other in values:
+        if len(found) == TRIES:
+            break
+        if other != value and other not in found:
+            found.append(other)
+    return found

@@ -239,6 +239,25 @@ def test_functions_that_prepare_rows_may_read_the_label(tmp_path: Path) -> None:
     assert contexts(found) == ["Q Do 20", "Q Do 21"] and found.train[0].gold is None
 
 
+def test_a_lent_answer_need_not_be_among_a_rows_own_choices(tmp_path: Path) -> None:
+    yaml = HARNESS.replace('"{{[sol1, sol2]}}"', "options")
+    yaml = yaml.replace("doc_to_target: label", 'doc_to_target: "{{options[label]}}"')
+
+    def options(count: int, start: int) -> list[dict[str, Any]]:
+        return [
+            {"goal": f"Do {i}", "options": ["a", "b", "c", "d"], "label": 3 - i % 2}
+            for i in range(start, start + count)
+        ]
+
+    config = piqa(
+        tmp_path, yaml, train=options(9, 0), test=options(3, 50), validation=options(1, 90)
+    )
+    rows = [{"goal": "Now", "options": ["x", "yes"]}]
+    (question,) = ask(config, [{"path": save(tmp_path / "t.jsonl", rows)}]).train
+    assert [r.continuation for r in question.query.requests] == [" x", " yes"]
+    assert (question.gold, question.lengths) == (None, (1, 3))
+
+
 def test_choices_in_the_prompt_and_shots(tmp_path: Path) -> None:
     yaml = HARNESS.replace('"{{goal}}:"', "label").replace(
         "doc_to_target: label", "doc_to_target: end"
