@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from test_tasks_chat_files import OTHER, said, template, user
 from test_tasks_chat_files import rows as chat_rows
+from test_tasks_tuning import PYTHON
 
 from muscle.config import Experiment, TaskConfig
 from muscle.errors import UserError
@@ -319,11 +320,13 @@ def test_test_inputs_are_refused_or_dropped_by_name(tmp_path: Path) -> None:
     path = save(tmp_path / "t.jsonl", rows)
     message = refusal(config, "train", {"path": path})
     assert "'compatibility.inputs.1'" in message and "overlap: drop" in message
-    assert f"2 of 4 inputs of {path} are test inputs of task 'weather' (2, 4)" in message
+    assert f"2 of 4 inputs of {path} are test inputs of task 'weather' too (2, 4)" in message
     # Also those that the evaluation's limit leaves out.
     found = ask(config, [{"path": path, "overlap": "drop"}])
     assert contexts(found) == ["It is day 40, so", "It is day 41, so"]
-    assert found.notes == (f"2 of 4 inputs of {path} are left out: 2 test inputs (2, 4)",)
+    assert found.notes == (
+        f"2 of 4 inputs of {path} are left out: 2 are among the test inputs (2, 4)",
+    )
     alone = save(tmp_path / "t.jsonl", rows[1:2])
     assert "nothing is left to ask" in refusal(config, {"path": alone, "overlap": "drop"})
 
@@ -342,7 +345,7 @@ def test_no_input_is_asked_twice_and_none_is_held_out(tmp_path: Path) -> None:
         assert len([q for q in found.train if q.gold is not None]) == 16
         (note,) = found.notes
         assert note.startswith(f"3 of 5 inputs of {path} are left out: ")
-        assert "1 held-out examples (2)" in note and "2 asked already (1, 4)" in note
+        assert "1 is held out (2)" in note and "2 are asked already (1, 4)" in note
     # An example that isn't asked otherwise may be.
     assert "t.jsonl:1" in [q.id for q in ask(config, [{"path": path}]).train]
 
@@ -413,7 +416,7 @@ def test_chats_that_the_test_knows_or_that_choose_the_epoch(tmp_path: Path) -> N
     rows[0]["messages"][-1]["content"] = "TEST  ticket 0"
     path = save(tmp_path / "t.jsonl", rows)
     with pytest.raises(
-        UserError, match=r"1 of 3 inputs of .* are test inputs of task 'tickets' \(1\)"
+        UserError, match=r"1 of 3 inputs of .* are test inputs of task 'tickets' too \(1\)"
     ):
         ask(config, [{"path": path}], prompting)
     found = ask(config, [{"path": path, "overlap": "drop"}], prompting)
@@ -467,6 +470,24 @@ def test_files_that_cannot_be_asked(tmp_path: Path) -> None:
     assert f"{path}, row 1: field 'options' (task.choices) is missing" in refusal(
         field, {"path": path}
     )
+
+
+def test_a_harness_task_that_takes_no_rows(tmp_path: Path) -> None:
+    yaml = HARNESS + "process_docs: !function prepare.prepare\n"
+    config = piqa(tmp_path, yaml, train=goals(9), test=goals(3, 50), validation=goals(1, 90))
+    (tmp_path / "yaml" / "prepare.py").write_text(
+        "def prepare(docs):\n    return docs.filter(lambda d: d['goal'] != 'Do 21')\n"
+    )
+    path = save(tmp_path / "t.jsonl", goals(3, 20))
+    assert f"{path}: task 'mine' keeps 2 of its 3 rows" in refusal(config, {"path": path})
+    code = PYTHON.replace("loglikelihood", "generate_until")
+    code = code.replace("(ctx, self.doc_to_target(doc))", '(ctx, {"until": ["."]})')
+    (tmp_path / "yaml" / "even.yaml").write_text("task: even\nclass: !function code.Even\n")
+    (tmp_path / "yaml" / "code.py").write_text(code)
+    python = TaskConfig(name="even", include_path=str(tmp_path / "yaml"))
+    assert f"{path}: task 'even' is written in Python" in refusal(python, {"path": path})
+    found = ask(python, ["train", {"split": "train"}], limit=4)
+    assert [q.gold_text is None for q in found.train] == [False] * 3 + [True] * 2
 
 
 def test_splits_with_nothing_to_ask(tmp_path: Path) -> None:
