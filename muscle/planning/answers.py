@@ -101,7 +101,8 @@ def distilled_notes(facts: Facts, distilled: Distilled) -> list[str]:
         notes.append("train compat: new isn't known to take a tree, so each answer runs alone")
     if distilled.writing:
         notes.append(
-            f"candidate answers are still to be written: reckoned with {settings.samples} drawn "
-            "and one greedy one of each model, all different and as long as a right answer"
+            "candidate answers are still to be written: reckoned with the right one and, of each "
+            f"model, a greedy one and {settings.samples} drawn, all different and as long as a "
+            "right answer"
         )
     return notes

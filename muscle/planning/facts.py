@@ -11,7 +11,7 @@ from muscle.answers import Reader
 from muscle.chats import Chats, chat_split, chats_of
 from muscle.config import AdapterConfig, Experiment, ResourcesConfig, VersionConfig
 from muscle.errors import UserError
-from muscle.evaluation.attention import known_masks
+from muscle.evaluation.attention import known_windows
 from muscle.losses.needs import aligns_tokens, different_tokenizers
 from muscle.models.compatibility import check_adapter
 from muscle.models.fingerprint import same_ids
@@ -239,9 +239,8 @@ def _distilled(
         name: chosen_window("its base", config, tokenizers[name], limit)
         for name, config in configs.items()
     }
-    masks = known_masks(student.model)
-    count = 0 if isinstance(masks, str) else len(masks.windows)
-    return read_distilled(experiment, reader, tokenizers, windows, count)
+    masks = known_windows(student.config) or {}
+    return read_distilled(experiment, reader, tokenizers, windows, len(masks))
 
 
 def _named(name: str, call: Any, *arguments: Any) -> Any:
