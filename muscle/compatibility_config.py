@@ -136,6 +136,15 @@ def at_level(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in other}
 
 
+def recorded(experiment: Mapping[str, Any]) -> dict[str, Any]:
+    """An experiment's settings as a record holds them: those that were written before there were
+    levels are of tokens, whatever the default is today."""
+    settings = experiment.get("compatibility")
+    if not isinstance(settings, Mapping):
+        return dict(experiment)
+    return {**experiment, "compatibility": {"level": "token", **settings}}
+
+
 def inputs_text(inputs: Sequence[Inputs]) -> str:
     """Inputs as tables show them: train + traffic.jsonl."""
     return " + ".join(_input_text(one) for one in inputs)

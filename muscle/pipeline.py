@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from muscle import copies, storage
 from muscle.answering import Answering, teaching_of
 from muscle.artifacts import Store, open_store
+from muscle.compatibility_config import at_level, recorded
 from muscle.config import Experiment
 from muscle.errors import UserError
 from muscle.losses.needs import needed_teachers
@@ -323,7 +324,8 @@ def numbers(experiment: Experiment) -> dict[str, Any]:
     who wants one later goes on in the same folder.
     """
     left_out = {*ELSEWHERE, "assumed", "noise_floor", "also"}
-    return experiment.model_dump(mode="json", exclude=left_out)
+    found = experiment.model_dump(mode="json", exclude=left_out)
+    return {**found, "compatibility": at_level(found["compatibility"])}
 
 
 def check_output(experiment: Experiment, output: str) -> None:
@@ -352,15 +354,16 @@ def check_output(experiment: Experiment, output: str) -> None:
 def _today(there: Any) -> Any:
     """What an earlier version of ours wrote, with the settings that came since."""
     try:
-        return numbers(Experiment.model_validate(there))
-    except ValidationError:
+        return numbers(Experiment.model_validate(recorded(there)))
+    except (AttributeError, TypeError, ValidationError):
         return there
 
 
 def first_difference(there: Any, mine: Any, where: str = "") -> str | None:
     """The first setting in which two JSON values differ, in words; None where none does."""
     if isinstance(there, dict) and isinstance(mine, dict):
-        for key in sorted({*there, *mine}):
+        # What both have comes first: of two levels each has settings of its own.
+        for key in sorted({*there, *mine}, key=lambda k: (k not in there or k not in mine, k)):
             found = first_difference(
                 there.get(key), mine.get(key), f"{where}.{key}" if where else str(key)
             )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from muscle import copies, storage
 from muscle.compare import EXAMPLES, REPORT, write_judged, write_numbers
+from muscle.compatibility_config import at_level
 from muscle.config import Experiment, VersionConfig
 from muscle.metrics.comparable import without_instruction
 from muscle.metrics.pairing import JoinedTask, join_sides
@@ -291,12 +292,13 @@ class Results:
 
     def _provenance(self) -> dict[str, Any]:
         """Where the numbers come from; nothing in it changes between equal runs."""
+        settings = self.experiment.model_dump(
+            exclude={**dict.fromkeys(ELSEWHERE, True), "evaluation": {"server"}}
+        )
         return {
             **software(LIBRARIES),
             "command": _command(self.experiment),
-            "experiment": self.experiment.model_dump(
-                exclude={**dict.fromkeys(ELSEWHERE, True), "evaluation": {"server"}}
-            ),
+            "experiment": {**settings, "compatibility": at_level(settings["compatibility"])},
             "task": {
                 "version": self.plan.task.version,
                 "filter": self.plan.task.filter,

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from muscle import storage
 from muscle.bases import check_tokenizers
 from muscle.bench import Parts, tuning_parts
+from muscle.compatibility_config import recorded
 from muscle.config import TUNING_FRACTION, CompatibilityConfig, Experiment
 from muscle.errors import UserError
 from muscle.metrics.power import needed_examples, smallest_difference
@@ -157,7 +158,7 @@ def _today(there: Any) -> Any:
     """What an earlier version of ours wrote, with the settings that came since."""
     try:
         settings = {name: value for name, value in there.items() if name != READS}
-        return {**_settings(Experiment.model_validate(settings)), READS: there.get(READS)}
+        return {**_settings(Experiment.model_validate(recorded(settings))), READS: there.get(READS)}
     except (AttributeError, ValidationError):
         return there
 

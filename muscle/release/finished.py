@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from muscle import copies, storage
+from muscle.compatibility_config import recorded
 from muscle.config import Experiment, VersionConfig
 from muscle.errors import UserError
 from muscle.gate.reading import checked, parsed, part
@@ -149,6 +150,6 @@ def _bytes(path: str, output: str) -> bytes:
 
 def _experiment(settings: Any, where: str) -> Experiment:
     try:
-        return Experiment.model_validate(settings)
-    except ValidationError:
+        return Experiment.model_validate(recorded(settings))
+    except (AttributeError, TypeError, ValidationError):
         raise UserError(f"{where} is of another version of muscle: run it again") from None

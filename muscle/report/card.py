@@ -39,6 +39,7 @@ def adapter_card(report: dict[str, Any], task: str, seed: int, examples: Mapping
         .get_template(TEMPLATE)
         .render(
             base=experiment["new"]["model"],
+            whole_answers=experiment["compatibility"].get("level") == "choice",
             old=experiment["old"]["model"],
             name=experiment["name"],
             task=shown,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from muscle import storage
+from muscle.compatibility_config import at_level, inputs_text
 from muscle.training.checkpoint import record_lines
 from muscle.training.job import EpochRecord, TrainJob, UpdateRecord
 from muscle.training.settings import check_tracking
@@ -133,7 +134,8 @@ def settings(job: TrainJob) -> dict[str, str]:
     """What a run is shown with: no paths, as they say nothing elsewhere."""
     parts = {"training": job.training.model_dump(), "adapter": job.adapter.model_dump()}
     if job.loss is not None:
-        parts["compatibility"] = job.loss.model_dump()
+        loss = {**job.loss.model_dump(), "inputs": inputs_text(job.loss.inputs)}
+        parts["compatibility"] = at_level(loss)
     flat = {f"{part}.{n}": str(v) for part, values in parts.items() for n, v in values.items()}
     return {"role": job.role, "base": job.base.model, "seed": str(job.seed), **flat}
 
