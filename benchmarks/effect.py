@@ -16,9 +16,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
-
 from effect_cells import CELLS, SCREENED, prepare, seeds_of, task_of, update_of
 from effect_methods import CONTROLS, GROWTH, METHODS, candidates
 from effect_queue import Clock, work_off
@@ -127,6 +124,8 @@ def read_test(args: argparse.Namespace, records: Records, clock: Clock) -> None:
 def main() -> None:
     """Fit what is missing, and write the page."""
     args = parsed()
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # torch is imported later
+        os.environ.setdefault(name, "1")
     records = Records(args.work)
     prepare(args.work, args.cells)
     if not args.report:

@@ -1,10 +1,10 @@
 """The study's cells (a task and an update), and the rows and bases that it makes for itself.
 
-    WORK/data/TASK/train.jsonl    3,200 labelled rows: what trains, chooses epochs and tunes
-    WORK/data/TASK/more-N.jsonl   N further inputs without their answers, the smaller in the larger
-    WORK/data/TASK/labelled-N.jsonl  all rows but those held out for tuning, and the same N labelled
-    WORK/data/TASK/test.jsonl
-    WORK/models/v0                an older, weaker base (`jobs/pretrain_testbed.py`)
+WORK/data/TASK/train.jsonl    3,200 labelled rows: what trains, chooses epochs and tunes
+WORK/data/TASK/more-N.jsonl   N further inputs without their answers, the smaller in the larger
+WORK/data/TASK/labelled-N.jsonl  all rows but those held out for tuning, and the same N labelled
+WORK/data/TASK/test.jsonl
+WORK/models/v0                an older, weaker base (`jobs/pretrain_testbed.py`)
 """
 
 import gzip

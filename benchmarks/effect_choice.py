@@ -24,9 +24,7 @@ class Ranked(NamedTuple):
     allowed: bool
 
 
-def ranked(
-    records: Sequence[Record], cells: Sequence[str], methods: Sequence[str]
-) -> list[Ranked]:
+def ranked(records: Sequence[Record], cells: Sequence[str], methods: Sequence[str]) -> list[Ranked]:
     """The methods that ran on every screened cell: the allowed first, each by its flips."""
     tuned = {name: cell_of(records, name, "tuning") for name in cells}
     there = {name: cell for name, cell in tuned.items() if cell is not None}

@@ -172,7 +172,7 @@ class Desk:
 
         def write(folder: Path) -> dict[str, Any]:
             found = []
-            for one, pipeline in members:
+            for _, pipeline in members:
                 cached = pipeline.teaching.cached(self.workshop, self.run)["old"]
                 found.append(read_scores(cached.path, cached.identity))
             ids = [i for i in found[0] if all(i in other for other in found)]

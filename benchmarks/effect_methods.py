@@ -139,7 +139,9 @@ def _answers() -> list[Method]:
         _answer("old-folds", "old teaches, 4 folds", "old", folds=4),
         _answer("mean-folds", "mean teaches, 4 folds", "mean", folds=4),
         _answer("old-margin+u", "old teaches, margin 1, + unlabelled", "old", margin=1.0, **both),
-        _answer("mean-margin+u", "mean teaches, margin 1, + unlabelled", "mean", margin=1.0, **both),
+        _answer(
+            "mean-margin+u", "mean teaches, margin 1, + unlabelled", "mean", margin=1.0, **both
+        ),
         _answer("old-ce+u", "old teaches, CE .3, + unlabelled", "old", ce_weight=0.3, **both),
     ]
     return found

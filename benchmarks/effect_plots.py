@@ -68,9 +68,7 @@ def growth(
 ) -> None:
     """Relative NFR and score against what is varied, a line for each teacher."""
     with _figure(path, (7.2, 3.0), 2) as both:
-        for k, (axes, label) in enumerate(
-            zip(both, ("relative NFR", "score, %"), strict=True)
-        ):
+        for k, (axes, label) in enumerate(zip(both, ("relative NFR", "score, %"), strict=True)):
             for (teacher, points), colour, marker in zip(
                 lines.items(), ("#0072B2", "#009E73", "#D55E00"), "oDs", strict=False
             ):

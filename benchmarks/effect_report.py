@@ -197,9 +197,8 @@ def cell_section(cell: Cell, best: Sequence[str], page: Path) -> str:
         ])  # fmt: skip
     head = ["method", "seeds", "score", "NFR", flips_name(cell), "score − new's",
             f"{flips_name(cell)} − new's", "score above the router's"]  # fmt: skip
-    return (
-        f"### {label(cell)} ({part_words(cell)})\n\n![{title}]({page.stem}/{name})\n\n"
-        + table(head, rows)
+    return f"### {label(cell)} ({part_words(cell)})\n\n![{title}]({page.stem}/{name})\n\n" + table(
+        head, rows
     )
 
 

@@ -157,9 +157,7 @@ def cell_of(records: Sequence[Record], name: str, part: str) -> Cell | None:
     def cut(of: Mapping[str, Mapping[int, Floats]]) -> dict[str, dict[int, Floats]]:
         return {m: {s: values[known] for s, values in seeds.items()} for m, seeds in of.items()}
 
-    return Cell(
-        name, part, int(known.sum()), cut(raw), cut(sure), graded, int((~known).sum())
-    )
+    return Cell(name, part, int(known.sum()), cut(raw), cut(sure), graded, int((~known).sum()))
 
 
 # --- the aim --------------------------------------------------------------------------------
