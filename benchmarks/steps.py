@@ -250,6 +250,15 @@ SIDES: dict[str, Callable[[dict[str, Any], list[Batch]], tuple[Any, Micro]]] = {
 }
 
 
+def side_of(spec: dict[str, Any]) -> Callable[[dict[str, Any], list[Any]], tuple[Any, Any]]:
+    """The function that builds a side."""
+    if spec["choices"]:
+        import choice_steps
+
+        return choice_steps.SIDES[spec["side"]]
+    return SIDES[spec["side"]]
+
+
 # -- actions
 
 
@@ -265,7 +274,7 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
 
         seconds, processor, loss = run_trl(spec, batches)
     else:
-        model, micro = SIDES[spec["side"]](spec, batches)
+        model, micro = side_of(spec)(spec, batches)
         settled(spec)
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.0)
@@ -330,6 +339,10 @@ NO_COUNTS = {"sequences": 0, "tokens": 0, "hidden_size": 0, "data": ""}
 
 def teacher(spec: dict[str, Any]) -> dict[str, Any]:
     """Seconds to cache one frozen teacher of a micro-batch: forward, checksum, file and fsync."""
+    if spec["choices"]:
+        import choice_steps
+
+        return choice_steps.teacher(spec)
     name = spec["teacher"]
     model = adapted(spec, base(spec, name), name, trains=False).eval()
     batches = micro_batches(spec, vocabulary_of(spec))

@@ -1,6 +1,7 @@
 """What a compatibility step costs: against plain LoRA, against three models, against TRL.
 
     python benchmarks/training.py --shape 100m-32k
+    python benchmarks/training.py --shape 100m-32k --choices 2
 
 All sides in one run, on the same tokens in the same micro-batches with the same LoRA and AdamW;
 each run in a process of its own, the sides in turns. Prints a table with the targets, writes
@@ -60,6 +61,9 @@ def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, default=2.0)
     parser.add_argument("--wrong-share", type=float, default=0.4,
                         help="of tokens that the student gets wrong")  # fmt: skip
+    parser.add_argument("--choices", type=int, metavar="K",
+                        help="the answer-level step on inputs of K answers, instead")  # fmt: skip
+    parser.add_argument("--answer-tokens", type=int, default=8, help="of an answer, with --choices")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--name", help="of the result file")
     parser.add_argument("--no-record", action="store_true", help="print only")
@@ -284,9 +288,23 @@ def show(result: dict[str, Any]) -> None:
         f"pays after {cache.get('passes_to_pay') or float('nan'):.2f} passes")  # fmt: skip
 
 
+def record_choices(args: argparse.Namespace) -> None:
+    """The same for the answer-level step."""
+    import choice_training
+
+    with tempfile.TemporaryDirectory() as folder:
+        result = choice_training.benchmark(args, Path(folder))
+    choice_training.show(result)
+    if not args.no_record:
+        path = record.write_result(args.name or choice_training.name_of(result), result)
+        say(f"recorded in {path.relative_to(record.ROOT)}")
+
+
 def main() -> None:
     """Run one size and record it."""
     args = parsed()
+    if args.choices:
+        return record_choices(args)
     with tempfile.TemporaryDirectory() as folder:
         result = benchmark(args, Path(folder))
     show(result)

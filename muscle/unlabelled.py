@@ -14,7 +14,7 @@ from muscle.tasks.prompting import Prompting
 from muscle.tasks.unlabelled import asked_ids, on_file, on_validation_split, only
 from muscle.types import Question, TrainingExample
 
-TEST, HELD_OUT, ASKED = "test inputs", "held-out examples", "asked already"
+TEST, HELD_OUT, ASKED = "among the test inputs", "held out", "asked already"
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,10 @@ class Unlabelled:
         within = {example.id for example in limit_examples(examples, limit, seed)}
         rest = [example.id for example in examples if example.id not in within]
         if not rest:
+            why = "is not set" if limit is None else f"{limit} takes all of it"
             raise UserError(
-                f"setting '{setting}.split': nothing of the training split is left: training.limit "
-                f"{'is not set' if limit is None else f'{limit} takes all'} of its "
-                f"{len(examples)} examples: set a smaller one, or leave the entry out"
+                f"setting '{setting}.split': nothing of the training split is left, since "
+                f"training.limit {why}: set it below {len(examples)}, or leave the entry out"
             )
         asked = self.task.on_training(rest)
         return Source(asked, "train", f"the rest of the training split of '{self.task.name}'")
@@ -138,12 +138,15 @@ class Unlabelled:
             found = dropped[TEST]
             raise UserError(
                 f"setting '{setting}': {len(found)} of {len(texts)} inputs of {source.what} are "
-                f"test inputs of task '{self.task.name}' ({some(found)}): take them out, or set "
-                "overlap: drop to leave them out"
+                f"test inputs of task '{self.task.name}' too ({some(found)}): take them out, or "
+                "set overlap: drop to leave them out"
             )
         if dropped:
             count = sum(map(len, dropped.values()))
-            reasons = ", ".join(f"{len(of)} {why} ({some(of)})" for why, of in dropped.items())
+            reasons = ", ".join(
+                f"{len(of)} {'is' if len(of) == 1 else 'are'} {why} ({some(of)})"
+                for why, of in dropped.items()
+            )
             text = f"{count} of {len(texts)} inputs of {source.what} are left out: {reasons}"
             if not kept:
                 raise UserError(f"setting '{setting}': {text}: nothing is left to ask")

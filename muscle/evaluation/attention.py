@@ -182,7 +182,7 @@ def tree_masks(model: Any) -> TreeMasks | str:
 def known_masks(model: Any) -> TreeMasks | str:
     """`tree_masks` by type and kernel alone, for a model that can't run yet (partitioned)."""
     config = unwrap(model).get_decoder().config
-    windows = _windows(config)
+    windows = known_windows(config)
     if windows is None or config._attn_implementation not in KERNELS:
         return f"{_name(model)} isn't known to take a tree mask: each choice runs alone"
     return TreeMasks(windows)
@@ -193,7 +193,7 @@ def _name(model: Any) -> str:
     return f"{config.model_type} with {config._attn_implementation} attention"
 
 
-def _windows(config: Any) -> dict[str, int | None] | None:
+def known_windows(config: Any) -> dict[str, int | None] | None:
     """`TreeMasks.windows` of a model's config; None if it isn't known."""
     rule = MODELS.get(config.model_type)
     if rule is None or getattr(config, "use_bidirectional_attention", None):

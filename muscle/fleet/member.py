@@ -149,7 +149,7 @@ def _plan(member: Member, task: Task) -> Plan:
     try:
         return make_plan(experiment, task)
     except UserError as error:
-        blind = CompatibilityConfig(mask="never-old")
+        blind = CompatibilityConfig(level="token", mask="never-old")
         try:
             plan = make_plan(experiment.model_copy(update={"compatibility": blind}), task)
         except UserError:

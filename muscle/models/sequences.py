@@ -200,7 +200,15 @@ def _chats(
     return found
 
 
-class Rows(Protocol):
+class Sized(Protocol):
+    """What micro-batches are filled with."""
+
+    def size(self, index: int) -> int:
+        """How many tokens of a row are run."""
+        ...
+
+
+class Rows(Sized, Protocol):
     """What micro-batches are made of: sequences, or trees of sequences."""
 
     @property
@@ -209,10 +217,6 @@ class Rows(Protocol):
         ...
 
     def __len__(self) -> int: ...
-
-    def size(self, index: int) -> int:
-        """How many tokens of a row are run."""
-        ...
 
     def targets(self, index: int) -> int:
         """How much a row counts in the mean that the loss is."""
@@ -228,7 +232,7 @@ class Rows(Protocol):
 
 
 def micro_batches(
-    data: Rows, indices: Sequence[int], tokens: int, workers: int = 1
+    data: Sized, indices: Sequence[int], tokens: int, workers: int = 1
 ) -> list[list[int]]:
     """Group sequences so that rows x longest stays within a token budget, longest first.
 
@@ -250,7 +254,7 @@ def micro_batches(
     return _filled(data, indices, max(low, high))
 
 
-def _filled(data: Rows, indices: Sequence[int], tokens: int) -> list[list[int]]:
+def _filled(data: Sized, indices: Sequence[int], tokens: int) -> list[list[int]]:
     batches: list[list[int]] = []
     for index in sorted(indices, key=lambda i: (-data.size(i), i)):
         longest = data.size(batches[-1][0]) if batches else 0

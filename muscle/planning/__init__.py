@@ -7,6 +7,8 @@
     memory     what one GPU holds, part by part
     fitting    which setting makes it fit
     facts      what an experiment is made of, read once
+    distilled  of level choice: questions as trees, and what teachers are asked
+    steps      what one step needs; `answers`: those that level choice adds
     estimate   every step of it under given resources
     view       tables and JSON; `command`: what the terminal asks for
 

@@ -5,59 +5,33 @@ from dataclasses import dataclass
 from typing import Any
 
 from muscle.config import Experiment, ResourcesConfig
-from muscle.losses.needs import READS_OLD, needed_teachers
+from muscle.losses.needs import CHUNK_LOGITS, READS_OLD, needed_teachers
 from muscle.models.load import torch_dtype
+from muscle.planning.answers import asking_steps, fold_steps, score_bytes
+from muscle.planning.distilled import Distilled
 from muscle.planning.facts import Facts, Wing
-from muscle.planning.flops import body_forward, forward_pass, head_forward, training_pass
-from muscle.planning.hardware import Hardware
+from muscle.planning.flops import forward_pass, head_forward, training_pass
 from muscle.planning.memory import (
-    MARGIN,
     Memory,
     forward_memory,
     logit_bytes,
     read_sharding,
     training_memory,
 )
-from muscle.planning.meta import MetaModel
+from muscle.planning.steps import (
+    StepEstimate,
+    asking,
+    available_to,
+    dollars_of,
+    identity_of,
+    of_actors,
+    seconds_of,
+    signals_of,
+)
+from muscle.planning.work import Work
 from muscle.teachers.choose import Choice, choose
 from muscle.training.settings import read_deepspeed, zero_stage
 from muscle.types import VERSIONS, Version
-
-OPERATION_SECONDS = {"cpu": 12e-6, "cuda": 8e-6}
-"""Time to start one tensor operation from Python: what small models cost. Assumed."""
-
-
-@dataclass(frozen=True)
-class StepEstimate:
-    """One kind of step, all its repeats (seeds) together.
-
-    kind        "train", "cache" or "evaluate"
-    count       how often it runs; tokens, flops, hours and dollars are of all of them
-    parameters  of the base; `adapter`: of one adapter
-    tokens      run through the model, padding included
-    gpus        at work at once in one of them
-    hours       of one after the other
-    memory      of one GPU, in bytes; `available` what it may take
-    """
-
-    kind: str
-    label: str
-    count: int
-    parameters: int
-    adapter: int
-    tokens: int
-    flops: float
-    hours: float
-    gpus: int
-    dollars: float | None
-    memory: Memory
-    available: float
-    note: str = ""
-
-    @property
-    def fits(self) -> bool:
-        """Whether one GPU can hold it."""
-        return self.memory.total <= self.available
 
 
 @dataclass(frozen=True)
@@ -94,7 +68,11 @@ def reckon(facts: Facts, resources: ResourcesConfig) -> Reckoned:
         if facts.given(version).adapter is None:
             more = version == "old" and trains_again(experiment)
             steps.append(_training(facts, resources, version, seeds + more, cache))
-    if cache.choice.cached:
+    if facts.distilled is not None:
+        for teacher in needed_teachers(experiment.compatibility):
+            steps += fold_steps(facts, _training(facts, resources, teacher, 1, cache), teacher)
+        steps += asking_steps(facts, resources, facts.distilled)
+    elif cache.choice.cached:
         for teacher in needed_teachers(experiment.compatibility):
             steps.append(_caching(facts, resources, teacher))
     steps.append(_training(facts, resources, "compat", len(experiment.runs), cache))
@@ -109,32 +87,28 @@ def trains_again(experiment: Experiment) -> bool:
 
 
 def reckon_cache(facts: Facts, resources: ResourcesConfig) -> CacheEstimate:
-    """Bytes: positions in the loss x hidden size x bytes of the dtype, for every signal."""
+    """Bytes: positions in the loss x hidden size x bytes of the dtype, for every signal; of level
+    choice the scores, which are always kept."""
     experiment = facts.experiment
+    if facts.distilled is not None:
+        size, scored = score_bytes(facts, facts.distilled), experiment.compatibility.ce_weight < 1
+        choice = Choice(scored, "scores of whole answers are always kept")
+        passes = experiment.compat_training.epochs * len(experiment.runs)
+        return CacheEstimate(size, len(facts.distilled.scoring), passes, facts.disk_free, choice)
     needs = needed_teachers(experiment.compatibility)
     itemsize = torch_dtype(experiment.training.dtype).itemsize
     total = signals = 0
     for teacher in needs:
         wing = facts.wing(teacher)
-        times = _signals(experiment, teacher)
+        times = signals_of(experiment, teacher)
         total += times * wing.train.all_targets() * wing.trained.hidden * itemsize
         signals += times
-    pairs = {tuple(_identity(experiment, t, run) for t in needs) for run in experiment.runs}
+    pairs = {tuple(identity_of(experiment, t, run) for t in needs) for run in experiment.runs}
     passes = experiment.compat_training.epochs * len(experiment.runs) // max(1, len(pairs))
     zero3 = zero_stage(resources.deepspeed) == 3
     mask = experiment.compatibility.mask
     choice = choose(resources.teachers, passes, total, facts.disk_free, zero3, mask)
     return CacheEstimate(total, signals, passes, facts.disk_free, choice)
-
-
-def _identity(experiment: Experiment, version: str, run: tuple[int, int]) -> int | None:
-    """What tells apart the adapters of a version over the runs: the task seed, if trained."""
-    given = experiment.old if version == "old" else experiment.new
-    return None if given.adapter is not None else run[0]
-
-
-def _signals(experiment: Experiment, version: str) -> int:
-    return len({_identity(experiment, version, run) for run in experiment.runs})
 
 
 def _training(
@@ -150,12 +124,17 @@ def _training(
     wing = facts.wing(version)
     model, checkpointing = wing.trained, resources.gradient_checkpointing
     budget = facts.training_budget(resources)
-    work = facts.training_work(wing, budget, resources.workers)
-    validation = facts.validation_work(wing, budget, resources.workers)
+    trees = facts.distilled if compat else None
+    train, validate = (None, None) if trees is None else (trees.train, trees.validation)
+    work = facts.training_work(wing, budget, resources.workers, train)
+    validation = facts.validation_work(wing, budget, resources.workers, validate)
     online = compat and not cache.choice.cached
-    teachers = needed_teachers(experiment.compatibility) if compat else ()
+    # Whole answers are read as scores: no teacher is there.
+    teachers = needed_teachers(experiment.compatibility) if compat and trees is None else ()
     once = training_pass(model, work, checkpointing)
     waiting = once * (work.waiting - 1)
+    if trees is not None and work.most_scored > CHUNK_LOGITS[hardware.kind] // model.vocabulary:
+        once += head_forward(model, work.scored)  # of several chunks each has its logits twice
     for teacher in teachers:
         other = facts.wing(teacher).trained
         # The mask gives each token one teacher, but some masks look at old everywhere.
@@ -167,14 +146,14 @@ def _training(
     flops = settings.epochs * epoch
     peaks = facts.training_peaks(wing, work, checkpointing)
     operations = settings.epochs * (peaks.operations * work.batches + peaks.operations / 4)
-    seconds = _seconds(
+    seconds = seconds_of(
         hardware,
         settings.dtype,
         flops + settings.epochs * waiting,
         operations,
         resources.workers,
     )
-    memory = _training_memory(facts, resources, wing, teachers, online, budget)
+    memory = _training_memory(facts, resources, wing, work, teachers, online, trees)
     return StepEstimate(
         kind="train",
         label=f"train {version}",
@@ -185,9 +164,9 @@ def _training(
         flops=count * flops,
         hours=count * seconds / 3600,
         gpus=resources.workers,
-        dollars=_dollars(hardware, count * seconds, resources.workers),
+        dollars=dollars_of(hardware, count * seconds, resources.workers),
         memory=memory,
-        available=_available(hardware, resources.gpus_per_worker, resources.workers),
+        available=available_to(hardware, resources.gpus_per_worker, resources.workers),
         note=_waiting_note(work.waiting, resources.workers),
     )
 
@@ -212,12 +191,12 @@ def _training_memory(
     facts: Facts,
     resources: ResourcesConfig,
     wing: Wing,
+    work: Work,
     teachers: tuple[str, ...],
     online: bool,
-    budget: int,
+    trees: Distilled | None,
 ) -> Memory:
     model, kind = wing.trained, facts.hardware.kind
-    work = facts.training_work(wing, budget, resources.workers)
     peaks = facts.training_peaks(wing, work, resources.gradient_checkpointing)
     itemsize = torch_dtype(model.dtype).itemsize
     second_adapter = old_teacher = 0.0
@@ -232,8 +211,10 @@ def _training_memory(
         elif online:
             second_adapter = float(model.adapter * itemsize)
     vocabulary = max([model.vocabulary, *(facts.wing(t).trained.vocabulary for t in teachers)])
-    loss = facts.experiment.compatibility if teachers else None
+    loss = facts.experiment.compatibility if teachers or trees is not None else None
     logits = logit_bytes(work.most_scored, vocabulary, model.dtype, kind, loss)
+    if trees is not None:
+        signals += float(trees.masks * work.rows * work.length**2 * itemsize)
     sharding = read_sharding(read_deepspeed(resources.deepspeed), resources.workers)
     return training_memory(
         model, sharding, peaks, logits, kind, second_adapter, old_teacher, signals
@@ -242,124 +223,40 @@ def _training_memory(
 
 def _caching(facts: Facts, resources: ResourcesConfig, teacher: str) -> StepEstimate:
     wing, hardware = facts.wing(teacher), facts.hardware
-    model, count = wing.trained, _signals(facts.experiment, teacher)
+    model, count = wing.trained, signals_of(facts.experiment, teacher)
     work = facts.caching_work(wing, facts.scoring_budget(resources))
     flops = count * forward_pass(model, work, head=False)
     peak = facts.forward_peak(wing, model, work.rows, work.length)
     actors = resources.max_actors
-    seconds = _seconds(hardware, model.dtype, flops, count * peak.operations * work.batches, actors)
+    seconds = seconds_of(
+        hardware, model.dtype, flops, count * peak.operations * work.batches, actors
+    )
     memory = forward_memory(model, count, peak.most, 0.0, 0.0, hardware.kind)
     tokens = count * work.tokens
-    return _of_actors(
-        facts, resources, model, ("cache", teacher), count, tokens, flops, seconds, memory
-    )
-
-
-def _of_actors(
-    facts: Facts,
-    resources: ResourcesConfig,
-    model: MetaModel,
-    what: tuple[str, str],
-    count: int,
-    tokens: int,
-    flops: float,
-    seconds: float,
-    memory: Memory,
-) -> StepEstimate:
-    """A step of scoring actors; `what` is its kind and whose it is, the sums are of all repeats."""
-    hardware, actors = facts.hardware, resources.max_actors
-    return StepEstimate(
-        kind=what[0],
-        label=" ".join(what),
-        count=count,
-        parameters=model.base,
-        adapter=model.adapter,
-        tokens=tokens,
-        flops=flops,
-        hours=seconds / 3600,
-        gpus=actors,
-        dollars=_dollars(hardware, seconds, actors),
-        memory=memory,
-        available=_available(hardware, _actor_share(resources), 2 * actors),
+    return of_actors(
+        facts,
+        resources,
+        model,
+        ("cache", f"cache {teacher}"),
+        count,
+        tokens,
+        flops,
+        seconds,
+        memory,
     )
 
 
 def _evaluation(facts: Facts, resources: ResourcesConfig, version: Version) -> StepEstimate:
     """Answers of one version; `new` and `compat` share a base and so its memory."""
-    experiment, hardware = facts.experiment, facts.hardware
-    wing = facts.wing(version)
-    model, asked = wing.asked_model, wing.asked
-    times = {v: _signals(experiment, v) for v in ("old", "new")}
+    experiment = facts.experiment
+    times = {v: signals_of(experiment, v) for v in ("old", "new")}
     times["compat"] = len(experiment.runs)
     times["old"] += trains_again(experiment) or isinstance(experiment.noise_floor, str)
     times["old"] += len(experiment.also)  # older releases, whose bases are about old's size
-    count = times[version]
     adapters = times["old"] if version == "old" else times["new"] + times["compat"]
-    budget = facts.scoring_budget(resources)
-    longest = max(2, asked.longest)
-    rows = max(1, budget // longest)
-    peak = facts.forward_peak(wing, model, rows, longest)
-    flops = count * (
-        body_forward(model, asked.tokens, asked.squares) + head_forward(model, asked.scored)
-    )
-    batches = -(-asked.tokens // budget) if budget else 0
-    itemsize = torch_dtype(model.dtype).itemsize
-    held = longest
-    actors = resources.max_actors
-    decoding = 0.0
-    if asked.requests:
-        held = max(budget, facts.held_tokens)
-        together = max(1, held // longest)
-        turns = -(-asked.generated // together)
-        decoding = turns * max(
-            model.weight_bytes / hardware.bandwidth,
-            peak.operations * OPERATION_SECONDS[hardware.kind],
-        )
-    seconds = _seconds(hardware, model.dtype, flops, count * peak.operations * batches, actors)
-    seconds += count * decoding / (actors if hardware.kind == "cuda" else 1)
-    cache = float(held * model.cache_width * model.layers * itemsize)
-    head = min(budget, max(1, facts.head_elements // model.vocabulary)) * model.vocabulary
-    masks = rows * longest * longest * itemsize
-    memory = forward_memory(
-        model, adapters, peak.most + masks, (4.0 + itemsize) * head, cache, hardware.kind
-    )
-    tokens = count * asked.tokens
-    return _of_actors(
-        facts, resources, model, ("evaluate", version), count, tokens, flops, seconds, memory
-    )
-
-
-def _seconds(
-    hardware: Hardware, dtype: str, flops: float, operations: float, workers: int
-) -> float:
-    """Time of a step on `workers` GPUs; several workers on one CPU share its rate."""
-    shared = workers if hardware.kind == "cuda" else 1
-    arithmetic = flops / hardware.rate(dtype) / shared
-    starting = operations * OPERATION_SECONDS[hardware.kind] / shared
-    # A GPU computes while Python starts the next operation; a CPU does one after the other.
-    return max(arithmetic, starting) if hardware.kind == "cuda" else arithmetic + starting
-
-
-def _dollars(hardware: Hardware, seconds: float, gpus: int) -> float | None:
-    return None if hardware.price is None else seconds / 3600 * gpus * hardware.price
-
-
-def _available(hardware: Hardware, share: float | str, side_by_side: int) -> float:
-    """Bytes that one worker may take: a share of a GPU, or of the machine's memory."""
-    if hardware.kind == "cpu":
-        return MARGIN * hardware.memory / side_by_side
-    part = share if isinstance(share, float | int) and 0 < share < 1 else 1.0
-    return MARGIN * hardware.memory * float(part)
-
-
-def _actor_share(resources: ResourcesConfig) -> float:
-    """GPUs of one actor: "auto" is a share where the trainings' GPUs are fewer than the actors
-    of both bases, which work side by side (`launch.cluster.scoring_gpus`)."""
-    if resources.gpus_per_actor != "auto":
-        return float(resources.gpus_per_actor)
-    per_worker = resources.gpus_per_worker
-    gpus = resources.workers * (1.0 if per_worker == "auto" else float(per_worker))
-    return min(1.0, gpus / 2)
+    wing = facts.wing(version)
+    label = ("evaluate", f"evaluate {version}")
+    return asking(facts, resources, wing, wing.asked, label, times[version], adapters)
 
 
 def totals(steps: tuple[StepEstimate, ...]) -> Mapping[str, Any]:

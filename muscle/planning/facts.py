@@ -7,14 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from muscle import copies, storage
+from muscle.answers import Reader
 from muscle.chats import Chats, chat_split, chats_of
 from muscle.config import AdapterConfig, Experiment, ResourcesConfig, VersionConfig
 from muscle.errors import UserError
+from muscle.evaluation.attention import known_windows
 from muscle.losses.needs import aligns_tokens, different_tokenizers
 from muscle.models.compatibility import check_adapter
 from muscle.models.fingerprint import same_ids
 from muscle.models.load import chosen_window, context_window, load_config, load_tokenizer
 from muscle.models.sequences import Sequences, tokenise
+from muscle.planning.distilled import Distilled, read_distilled
 from muscle.planning.hardware import Hardware, find_hardware
 from muscle.planning.meta import (
     ForwardPeak,
@@ -24,7 +27,14 @@ from muscle.planning.meta import (
     trace_forward,
     trace_training,
 )
-from muscle.planning.work import Asked, Work, evaluation_work, forward_work, training_work
+from muscle.planning.work import (
+    Asked,
+    Trees,
+    Work,
+    evaluation_work,
+    forward_work,
+    training_work,
+)
 from muscle.tasks import Task, load_task
 
 
@@ -50,6 +60,7 @@ class Facts:
     new: Wing
     examples: int
     disk_free: int | None
+    distilled: Distilled | None = None  # of level choice
     _kept: dict[Any, Any] = field(default_factory=dict)
 
     def wing(self, version: str) -> Wing:
@@ -86,21 +97,24 @@ class Facts:
 
         return HEAD_ELEMENTS[self.hardware.kind]
 
-    def training_work(self, wing: Wing, budget: int, workers: int) -> Work:
-        """One epoch's updates."""
-        key = ("train", wing.name, budget, workers)
+    def training_work(
+        self, wing: Wing, budget: int, workers: int, trees: Trees | None = None
+    ) -> Work:
+        """One epoch's updates; of trees where answers are distilled."""
+        key = ("train", wing.name, budget, workers, trees is None)
         if key not in self._kept:
-            seed = self.experiment.seeds[0]
-            self._kept[key] = training_work(
-                wing.train, self.experiment.training, seed, budget, workers
-            )
+            seed, rows = self.experiment.seeds[0], wing.train if trees is None else trees
+            self._kept[key] = training_work(rows, self.experiment.training, seed, budget, workers)
         return self._kept[key]
 
-    def validation_work(self, wing: Wing, budget: int, workers: int) -> Work:
+    def validation_work(
+        self, wing: Wing, budget: int, workers: int, trees: Trees | None = None
+    ) -> Work:
         """One pass over the validation split."""
-        key = ("validate", wing.name, budget, workers)
+        key = ("validate", wing.name, budget, workers, trees is None)
         if key not in self._kept:
-            self._kept[key] = forward_work(wing.validation, budget, workers)
+            rows = wing.validation if trees is None else trees
+            self._kept[key] = forward_work(rows, budget, workers)
         return self._kept[key]
 
     def caching_work(self, wing: Wing, budget: int) -> Work:
@@ -197,6 +211,10 @@ def gather_facts(experiment: Experiment, output: str) -> Facts:
         read *= 2
     else:
         read.append(tokens("new"))
+    distilled = None
+    if experiment.compatibility.by_choice:
+        reader = Reader(experiment, task, chats)
+        distilled = _distilled(experiment, reader, tokenizers, configs, new[0])
     return Facts(
         experiment=experiment,
         hardware=hardware,
@@ -204,7 +222,25 @@ def gather_facts(experiment: Experiment, output: str) -> Facts:
         new=Wing("new", *new, *read[1]),
         examples=len(task.queries(experiment.evaluation.limit, asked)),
         disk_free=storage.disk_free(experiment.storage or output),
+        distilled=distilled,
     )
+
+
+def _distilled(
+    experiment: Experiment,
+    reader: Reader,
+    tokenizers: dict[str, Any],
+    configs: dict[str, Any],
+    student: MetaModel,
+) -> Distilled:
+    """The inputs of answer-level distillation; trees where the student is known to take them."""
+    limit = experiment.evaluation.max_length
+    windows = {
+        name: chosen_window("its base", config, tokenizers[name], limit)
+        for name, config in configs.items()
+    }
+    masks = known_windows(student.config) or {}
+    return read_distilled(experiment, reader, tokenizers, windows, len(masks))
 
 
 def _named(name: str, call: Any, *arguments: Any) -> Any:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from muscle.config import ResourcesConfig
-from muscle.planning.estimate import Reckoned, StepEstimate, reckon
+from muscle.planning.estimate import Reckoned, reckon
 from muscle.planning.facts import Facts
+from muscle.planning.steps import StepEstimate
 
 TRAINING = ("train",)
 ACTORS = ("cache", "evaluate")
@@ -104,6 +105,10 @@ def _smaller(facts: Facts, resources: ResourcesConfig) -> list[int]:
     budget = facts.training_budget(resources)
     works = [facts.training_work(w, budget, resources.workers) for w in (facts.old, facts.new)]
     longest = max(len(ids) for w in (facts.old, facts.new) for ids in w.train.ids)
+    if facts.distilled is not None:
+        trees = facts.distilled.train
+        works.append(facts.training_work(facts.new, budget, resources.workers, trees))
+        longest = max(longest, *map(trees.size, range(len(trees))))
     size, found = budget, []
     while size // 2 >= longest:
         size //= 2

@@ -101,18 +101,21 @@ def logit_bytes(
 
     A chunk's: the student's logits, the teacher's, old's where the mask reads them, and the
     product in the head's dtype before it becomes fp32. A block's: exponentials, the rows of one
-    teacher among two (of student and old), cross-entropy beside a KL.
+    teacher among two (of student and old), cross-entropy beside a KL. Of level choice a chunk has
+    the logits and their log-softmax, or the gradient.
     """
     rows = max(1, CHUNK_LOGITS[kind] // width)
     chunk = math.ceil(scored / math.ceil(scored / rows)) if scored else 0
     block = min(chunk, max(1, BLOCK_LOGITS[kind] // width))
+    product = torch_dtype(dtype).itemsize if dtype != "float32" else 0
+    if loss is not None and loss.by_choice:
+        return float(width * (8 + product) * chunk)
     teachers = needed_teachers(loss) if loss is not None else ()
     chunks, blocks = 1, 0
     if loss is not None and teachers:
         reads_old = loss.mask in READS_OLD
         chunks += 1 + reads_old
         blocks += 1 + (len(teachers) == 2) + reads_old + (loss.ce_weight > 0)
-    product = torch_dtype(dtype).itemsize if dtype != "float32" else 0
     return float(width * ((4 * chunks + product) * chunk + 4 * blocks * block))
 
 

@@ -11,11 +11,13 @@ from rich.text import Text
 
 from muscle.config import Experiment
 from muscle.metrics.power import DISCORDANT, smallest_difference
-from muscle.planning.estimate import Reckoned, StepEstimate, reckon, totals
+from muscle.planning.answers import distilled_notes
+from muscle.planning.estimate import Reckoned, reckon, totals
 from muscle.planning.facts import Facts, gather_facts
 from muscle.planning.fitting import Advice, advise
 from muscle.planning.hardware import Hardware
 from muscle.planning.memory import MARGIN
+from muscle.planning.steps import StepEstimate
 
 GIB, MIB = 2**30, 2**20
 
@@ -69,6 +71,8 @@ def _notes(facts: Facts, reckoned: Reckoned) -> tuple[str, ...]:
                 f"train {wing.name}: {wing.train.truncated} of {len(wing.train)} examples are "
                 "longer than training.max_length and lose their beginning"
             )
+    if facts.distilled is not None:
+        notes += distilled_notes(facts, facts.distilled)
     cache = reckoned.cache
     if cache.choice.cached and cache.free is not None and cache.bytes > cache.free:
         notes.append(

@@ -39,14 +39,51 @@ class Work:
         return self.critical / self.tokens if self.tokens else 1.0
 
 
-def _work(data: Sequences, rounds: Sequence[list[list[int]]], workers: int) -> Work:
+@dataclass(frozen=True)
+class Trees:
+    """Questions of one split as the student runs them.
+
+    shapes   (rows, longest) of each: one tree, or a row for each of its answers
+    scored   positions of each at which something is scored
+    answers  K of each
+    cut      how many prompts lost their beginning
+    """
+
+    shapes: list[tuple[int, int]]
+    scored: list[int]
+    answers: list[int]
+    cut: int = 0
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def size(self, index: int) -> int:
+        """Tokens that are run for a question, its rows padded."""
+        rows, longest = self.shapes[index]
+        return rows * longest
+
+    def targets(self, index: int) -> int:
+        """Positions at which something is scored."""
+        return self.scored[index]
+
+
+Rows = Sequences | Trees
+"""What is trained on."""
+
+
+def _shape(data: Rows, index: int) -> tuple[int, int]:
+    return data.shapes[index] if isinstance(data, Trees) else (1, data.size(index))
+
+
+def _work(data: Rows, rounds: Sequence[list[list[int]]], workers: int) -> Work:
     """`rounds`: the batches between two waits for each other, longest first."""
     total = {"tokens": 0, "squares": 0, "scored": 0, "batches": 0, "critical": 0}
     largest, shape = -1, (0, 0, 0)
     for batches in rounds:
         sizes = []
         for batch in batches:
-            rows, length = len(batch), max(len(data.ids[i]) for i in batch)
+            shapes = [_shape(data, i) for i in batch]
+            rows, length = sum(n for n, _ in shapes), max(longest for _, longest in shapes)
             scored = sum(data.targets(i) for i in batch)
             sizes.append(rows * length)
             total["tokens"] += rows * length
@@ -62,7 +99,7 @@ def _work(data: Sequences, rounds: Sequence[list[list[int]]], workers: int) -> W
 
 
 def training_work(
-    data: Sequences, settings: TrainingConfig, seed: int, budget: int, workers: int
+    data: Rows, settings: TrainingConfig, seed: int, budget: int, workers: int
 ) -> Work:
     """One epoch of updates, dealt as the training loop deals them (the first epoch's order)."""
     order = permutation(len(data), seed, 0)
@@ -73,7 +110,7 @@ def training_work(
     return _work(data, rounds, workers)
 
 
-def forward_work(data: Sequences, budget: int, workers: int = 1) -> Work:
+def forward_work(data: Rows, budget: int, workers: int = 1) -> Work:
     """One pass over all sequences: validation, or the teachers' cache."""
     return _work(data, [micro_batches(data, range(len(data)), budget)], workers)
 
@@ -135,7 +172,7 @@ def evaluation_work(queries: Sequence[Query], tokenizer: Any, window: int) -> As
     writes = [(r, chat) for r, chat in asked if r.kind == "generate_until"]
     contexts = encoder.begun([r.context for r, _ in writes], [chat for _, chat in writes])
     for (request, _), context in zip(writes, contexts, strict=True):
-        new = _new_tokens(request.generation)
+        new = new_tokens(request.generation)
         length = min(window, len(context) + new)
         add(length, length, new)
         total["generated"] += new
@@ -143,7 +180,7 @@ def evaluation_work(queries: Sequence[Query], tokenizer: Any, window: int) -> As
     return Asked(examples=len(queries), **total)
 
 
-def _new_tokens(generation: str) -> int:
+def new_tokens(generation: str) -> int:
     """The most new tokens of one request; the harness's default is 256."""
     import json
 

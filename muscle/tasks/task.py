@@ -329,6 +329,7 @@ class Task:
 
         docs, names = self._training_documents()
         found = []
+        self._harness.set_fewshot_seed(asking.FEWSHOT_SEED)  # wanted in Python even for no shots
         with quiet():
             for row, (name, doc) in enumerate(zip(names, docs, strict=True)):
                 where = f"task '{self.name}', row {row + 1} of the training split"

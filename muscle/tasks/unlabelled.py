@@ -182,9 +182,15 @@ class _Reader:
 
     def _documents(self, rows: Sequence[Fields]) -> Any:
         import datasets
+        import pyarrow as pa
 
         features = getattr(self.own, "features", None)
-        docs = datasets.Dataset.from_list(list(rows), features=features)
+        if features is None:
+            docs = datasets.Dataset.from_list(list(rows))
+        else:
+            # Not `from_list`, which makes a text of whatever stands where one belongs.
+            table = pa.Table.from_pylist(list(rows), schema=features.arrow_schema)
+            docs = datasets.Dataset(table, info=datasets.DatasetInfo(features=features))
         process = self.harness.config.process_docs
         return docs if process is None else process(docs)
 

@@ -171,7 +171,7 @@ def choice_data(
                 "another number: delete the artifacts of kind 'scores' and run again"
             )
         scale = _scale(question, length_normalised)
-        trees.append(_tree(question, mine, max_length, tree, scale, by_name))
+        trees.append(tree_of(question, mine, max_length, tree, scale, by_name))
     there = {question.id for question in known}
     return ChoiceData(trees, tuple(q.id for q in questions if q.id not in there))
 
@@ -197,7 +197,7 @@ def _scale(question: Question, length_normalised: bool) -> tuple[float, ...]:
     return tuple(mean / length for length in lengths)
 
 
-def _tree(
+def tree_of(
     question: Question,
     pairs: Sequence[Pair],
     max_length: int,
@@ -205,6 +205,12 @@ def _tree(
     scale: tuple[float, ...],
     scores: Mapping[str, Sequence[float]],
 ) -> Tree:
+    """One question's tree, from the tokens of its answers; arguments as `choice_data`'s, and
+    `scale` as `Tree.scale`.
+
+    Raises:
+        UserError: an answer alone is longer than max_length.
+    """
     sequences, targets, cut = [], [], False
     for pair in pairs:
         if len(pair.continuation) > max_length:

@@ -193,13 +193,13 @@ class Space:
             if level == "token":
                 found.append(CompatibilityConfig(level="token"))
                 continue
-            own = experiment.compatibility
+            teachers = {*self._listed("teacher")} or {experiment.compatibility.teacher}
             keys = [name for name in ("inputs", "folds") if name in self.parameters]
             for values in product(*map(self._listed, keys)):
-                params = {"level": level, **dict(zip(keys, values, strict=True))}
-                kept = self.in_force(params)
-                both = {"teacher": "mean", "mix": None} if own.teacher != "mean" else {}
-                one = self.settings({**kept, **both}, experiment)
+                kept = self.in_force({"level": level, **dict(zip(keys, values, strict=True))})
+                who = "old" if teachers == {"old"} else "mean"
+                reading = {"teacher": who, "mix": None, "ce_weight": 0.0}
+                one = self.settings({**kept, **reading}, experiment)
                 found += [one] if one not in found else []
         return found
 

@@ -126,6 +126,7 @@ def test_killed_in_a_trial_and_started_again_ends_like_an_undisturbed_search(
     assert report["pairs"]["old->compat"]["nfr"] == result["test"][0]["test"]["nfr"]
 
 
+@pytest.mark.long
 def test_a_lost_trial_process_changes_nothing(
     alone: Path, tmp_path: Path, ray_local: None, kill_worker: Callable[[str], bool]
 ) -> None:

@@ -16,10 +16,11 @@ from muscle import storage
 from muscle.config import AdapterConfig
 from muscle.errors import UserError
 from muscle.models.load import load_tokenizer
-from muscle.models.sequences import Sequences, collate, tokenise
+from muscle.models.sequences import Sequences, tokenise
 from muscle.training import loop
 from muscle.training.batches import Batches, share
 from muscle.training.checkpoint import TrainState, load_state, save_state
+from muscle.training.data import read_splits
 from muscle.training.dropout import drawn
 from muscle.training.export import check_weights
 from muscle.training.job import EpochRecord, Progress, TrainJob
@@ -318,9 +319,9 @@ def test_gradient_norm_is_that_of_the_whole_update_before_clipping(
         norms.append(json.loads(output(one)[2].splitlines()[0])["gradient_norm"])
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)
     student, tokenizer = build_student(one, "cpu", half_adapter=False)
-    data = loop._read(one, "train", tokenizer)
+    data = read_splits(one, tokenizer, tree=False)["train"]
     rows = loop.permutation(len(data), 0, 0)[:4].tolist()
-    batch = collate(data, rows, 3)
+    batch = data.collate(rows, 3)
     (student(batch).loss / len(batch.gold)).backward()
     gradients = [p.grad for p in student.trainable().values() if p.grad is not None]
     expected = sum(float(g.double().square().sum()) for g in gradients) ** 0.5

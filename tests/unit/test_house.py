@@ -37,6 +37,7 @@ LAYERS = [
         "questions",
         "unlabelled",
         "answers",
+        "candidates",
         "recipes",
         "plan",
         "tuning",

@@ -167,6 +167,8 @@ def test_what_all_points_read_is_made_for_every_set_of_inputs_and_folds() -> Non
     assert all(s.teacher == "mean" for s in taught[1:])
     one = experiment({"teacher": ["old", "confident"]}, {"level": "choice", "teacher": "old"})
     assert [s.teacher for s in make_space(one).taught(one)] == ["mean"]
+    old = experiment({"margin": [0, 1]}, {"level": "choice", "teacher": "old", "ce_weight": 1.0})
+    assert [(s.teacher, s.ce_weight) for s in make_space(old).taught(old)] == [("old", 0.0)]
 
 
 # --- suggestions ------------------------------------------------------------------------

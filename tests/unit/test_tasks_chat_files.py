@@ -120,6 +120,16 @@ def test_training_chats_teach_every_turn_of_the_assistant(tmp_path: Path) -> Non
     assert again.training_examples(template())[0] == example
 
 
+def test_training_chats_are_judged_by_choices_too(tmp_path: Path) -> None:
+    """As a search asks them; no scorer has a say there."""
+    task = load_task(config(tmp_path, choices=["billing", "shipping"]))
+    twin = task.on_training(["train-0", "train-1"])
+    queries = twin.queries(None, Prompting(template=template()))
+    outputs = (Output(loglikelihood=-1.0), Output(loglikelihood=-2.0))
+    found = twin.judge([Answer(query.id, outputs) for query in queries]).predictions
+    assert [(p.gold, p.score) for p in found] == [("billing", 1.0), ("shipping", 0.0)]
+
+
 def test_a_json_answer_is_trained_as_text(tmp_path: Path) -> None:
     gold = {"thing": "axe", "coins": 3}
     train = [{"id": "x", "messages": [user("a")], "gold": gold}]
