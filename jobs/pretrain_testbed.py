@@ -8,7 +8,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", required=True, help="folder that gets v1/, v2/, …")
     names = ["v1", "v2", "chat-v1", "chat-v2"]
-    parser.add_argument("--models", nargs="+", default=names, choices=names)
+    parser.add_argument("--models", nargs="+", default=names, choices=[*names, "v0"],
+                        help="v0 is an older, weaker base, which ships with nothing")  # fmt: skip
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
