@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -584,6 +585,19 @@ def test_tasks_without_answers_to_distil(tmp_path: Path, kind: str, message: str
     )
     with pytest.raises(UserError, match=message):
         task.questions()
+
+
+@pytest.mark.skipif("MUSCLE_DATA" not in os.environ, reason="needs the real data (MUSCLE_DATA)")
+def test_overlaps_of_published_data() -> None:
+    folder = Path(os.environ["MUSCLE_DATA"])
+    known = json.loads((folder / "known_overlaps.json").read_text())
+    rows = {str(row) for of in known["piqa"]["validation_row_to_train_rows"].values() for row in of}
+    files = {s: str(folder / "piqa" / f"{s}.jsonl.gz") for s in ("train", "validation")}
+    config = TaskConfig.model_validate({"name": "piqa", "data_files": files})
+    found = ask(config, ["train", {"split": "train", "overlap": "drop"}], limit=8000)
+    counted = [note for note in found.notes if "test inputs" in note]
+    assert sum(note.count(row) for note in counted for row in rows) == len(rows) == 2
+    assert not {f"train:{row}" for row in rows} & {q.id for q in found.train}
 
 
 # --- files of questions ---------------------------------------------------------------------
