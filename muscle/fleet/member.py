@@ -80,8 +80,8 @@ class Member:
             self.failure = reason_of(error)
 
     def steps(self, kind: str) -> list[Step]:
-        """The plan's steps of a kind. Adapters that only teach a compat adapter are of `FOLDS`: they
-        wait until it is known that there will be one."""
+        """The plan's steps of a kind. Adapters that only teach a compat adapter are of `FOLDS`:
+        they wait until it is known that there will be one."""
         plan = self.works.plan
         teaching = {s.key for s in plan.answers.steps()} if plan.answers is not None else set()
         if kind not in (FOLDS, "task-adapter"):
