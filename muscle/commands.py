@@ -15,6 +15,7 @@ from rich.table import Table
 
 from muscle.answering import teaching_of
 from muscle.artifacts import Store, open_store
+from muscle.compatibility_config import at_level
 from muscle.config import BackendName, Experiment, ResourcesConfig
 from muscle.display import ProgressDisplay
 from muscle.errors import UserError
@@ -294,7 +295,9 @@ def ray_launcher(
 
 def show_plan(plan: Plan, output: str, console: Console) -> None:
     """Print the resolved experiment and, for every step, whether it would run."""
-    settings = yaml.safe_dump(plan.experiment.model_dump(), sort_keys=False, allow_unicode=True)
+    values = plan.experiment.model_dump()
+    values["compatibility"] = at_level(values["compatibility"])
+    settings = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     console.print(Syntax(settings, "yaml", background_color="default", word_wrap=True))
     store = open_store(plan.experiment.storage, output)
     teaching = teaching_of(plan, store)

@@ -270,7 +270,7 @@ def describe(
     where = wheres[0]
     # A setting of two types (a number or 'auto') has a problem with each of them.
     same = [p["msg"] for p, w in zip(problems, wheres, strict=True) if w == where]
-    message = " or ".join(dict.fromkeys(same)).removeprefix("Value error, ")
+    message = " or ".join(text.removeprefix("Value error, ") for text in dict.fromkeys(same))
     others = len(set(wheres)) - 1
     more = f" (and {others} more)" if others else ""
     if first["type"] == "extra_forbidden":

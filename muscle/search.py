@@ -50,16 +50,26 @@ class SearchPlan:
         return self.space.taught(self.plan.experiment)
 
 
-def control_of(chosen: CompatibilityConfig) -> CompatibilityConfig:
-    """As many epochs on labels alone: what more training by itself would do.
+def control_of(plan: Plan, chosen: CompatibilityConfig) -> CompatibilityConfig:
+    """As many updates on labels alone: what more training by itself would do.
 
-    Of whole answers too it is trained on the labels' tokens, as the task adapters are.
+    Of whole answers too it is trained on the labels' tokens, as the task adapters are; in whole
+    epochs, the nearest number of updates.
     """
     if not chosen.by_choice:
         return chosen.model_copy(update={"ce_weight": 1.0, "interpolation": 1.0})
-    names = ("learning_rate", "epochs", "warmup_steps")
-    same = {name: getattr(chosen, name) for name in names}
-    return CompatibilityConfig(level="token", ce_weight=1.0, **same)
+    varied = vary(plan, chosen)
+    assert varied.answers is not None
+    labelled, _ = varied.split_of("new")
+    times = len(varied.answers.asked.new.train) / len(labelled)
+    epochs = varied.experiment.compat_training.epochs
+    return CompatibilityConfig(
+        level="token",
+        ce_weight=1.0,
+        learning_rate=chosen.learning_rate,
+        warmup_steps=chosen.warmup_steps,
+        epochs=max(1, round(epochs * times)) if times != 1 else chosen.epochs,
+    )
 
 
 def plan_search(experiment: Experiment) -> SearchPlan:

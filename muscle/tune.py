@@ -263,7 +263,8 @@ class Search:
         What it is compared with may be impossible to train: that is said, and the choice stands.
         """
         mine = self._settings_of(chosen)
-        named = {"chosen": mine, **self.plan.references, "control": control_of(mine)}
+        control = control_of(self.plan.plan, mine)
+        named = {"chosen": mine, **self.plan.references, "control": control}
         self._teach([*self.plan.taught, *self.plan.references.values()])
         failed = self._train({k: v for k, v in named.items() if k != "chosen"})
         named = {name: settings for name, settings in named.items() if name not in failed}

@@ -27,6 +27,10 @@ BOTH: tuple[Version, ...] = ("old", "new")
 _RESULTS = (*WRITTEN, *VERSIONS, AGAIN, ALSO, "curves")
 
 
+FOLDS = "fold-adapter"
+"""No kind of artifact: the task adapters that a compat adapter is taught by in folds."""
+
+
 @dataclass
 class Member:
     """An entry, how far it came, and why it came no further.
@@ -76,8 +80,14 @@ class Member:
             self.failure = reason_of(error)
 
     def steps(self, kind: str) -> list[Step]:
-        """The plan's steps of a kind."""
-        return [step for step in self.works.plan.steps() if step.kind == kind]
+        """The plan's steps of a kind. Adapters that only teach a compat adapter are of `FOLDS`:
+        they wait until it is known that there will be one."""
+        plan = self.works.plan
+        teaching = {s.key for s in plan.answers.steps()} if plan.answers is not None else set()
+        if kind not in (FOLDS, "task-adapter"):
+            return [step for step in plan.steps() if step.kind == kind]
+        adapters = [step for step in plan.steps() if step.kind == "task-adapter"]
+        return [step for step in adapters if (step.key in teaching) == (kind == FOLDS)]
 
     def results(self, versions: tuple[Version, ...]) -> Results:
         """What writes the results of these versions."""

@@ -8,7 +8,7 @@ from muscle import storage
 from muscle.artifacts import open_store
 from muscle.compare import REPORT
 from muscle.errors import UserError
-from muscle.fleet.member import BOTH, Member, Tasks, claim, publish, resolve
+from muscle.fleet.member import BOTH, FOLDS, Member, Tasks, claim, publish, resolve
 from muscle.fleet.passes import Passes
 from muscle.fleet.record import fleet_record
 from muscle.fleet.settings import Fleet
@@ -117,7 +117,8 @@ class FleetRun:
                 yield member.name, task, "can't be resolved", ""
                 continue
             steps = self.workshop.missing(member.pipeline.plan.steps())
-            wanted = [s.label for s in steps if s.kind == "task-adapter"]
+            before = {s.key for s in member.steps("task-adapter")}
+            wanted = [s.label for s in steps if s.key in before]
             asked = [s.label for s in steps if s.kind == "predictions"]
             asked = [label for label in asked if not label.startswith("evaluate compat")]
             yield member.name, task, ", ".join(wanted) or "–", ", ".join(asked) or "–"
@@ -148,6 +149,7 @@ class FleetRun:
                 if member.untrainable is not None:
                     raise UserError(member.untrainable)
                 member.works.write_examples()
+        self.passes.train(_going(members), FOLDS, lambda m: m.works.train_tasks())
         self.passes.cache(_going(members))
         self.passes.train(_going(members), "compat-adapter", lambda m: m.works.train_compat())
         for member in _going(members):

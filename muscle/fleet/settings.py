@@ -71,7 +71,7 @@ def load_fleet(path: str | Path, overrides: Sequence[str] = ()) -> Fleet:
     """Read a fleet's file, each of its entries merged over the common settings.
 
     Mappings are merged key by key, everything else is replaced; who names another
-    `compatibility.level` takes over no setting of the common one. `--set a.b=value` changes a
+    `compatibility.level` takes over only what both levels have. `--set a.b=value` changes a
     common setting, `--set adapters.NAME.a.b=value` one of an entry.
 
     Raises:

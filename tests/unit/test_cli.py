@@ -187,6 +187,22 @@ def test_dry_run_prints_settings_and_steps_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_shows_the_settings_of_its_level(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for level, there, other in (
+        ("choice", "teacher: mean", "mask:"),
+        ("token", "mask:", "teacher:"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            extra = ["--set", f"compatibility.level={level}", "--output", str(tmp_path / "out")]
+            main(["run", str(experiment), "--dry-run", *extra])
+        assert stopped.value.code == 0
+        text = capsys.readouterr().out
+        assert f"level: {level}" in text and there in text and other not in text
+        assert ("score answers by old" in text) == (level == "choice")
+
+
 def test_an_unreachable_cluster_is_one_line(
     experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

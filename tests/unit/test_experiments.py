@@ -125,6 +125,16 @@ def test_the_papers_values_are_stated(file: Path) -> None:
     assert experiment.compat_training == experiment.training
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["demo", "demo-tune", *(f"local/{f.stem}" for f in (EXPERIMENTS / "local").glob("*.yaml"))],
+)
+def test_what_docs_give_numbers_of_states_its_level(name: str) -> None:
+    """So a later default of the level changes none of it."""
+    raw = yaml.safe_load((EXPERIMENTS / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert raw["compatibility"]["level"] == "token"
+
+
 @paper_files()
 def test_cross_entropy_where_the_paper_uses_it(file: Path) -> None:
     experiment = load_experiment(file)

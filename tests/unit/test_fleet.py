@@ -408,6 +408,31 @@ def test_with_two_tokenizers_all_but_the_training_works(
     assert not [title for title in crew.titles if "compat" in title]
 
 
+def test_entries_of_two_levels_train_side_by_side(
+    common: dict[str, Any], tiny_models: dict[str, str], tmp_path: Path
+) -> None:
+    """By whole answers from another tokenizer too; teachers of folds only where a gate fails."""
+    crew, output = Crew(), tmp_path / "out"
+    shared = {**common, "compatibility": {"mask": "always-old"}}
+    choice = {"level": "choice", "teacher": "old", "folds": 2}
+    entries = [
+        entry("safe", SAFE, compatibility=choice),
+        entry("masked", MENDED),
+        entry("chosen", MENDED, compatibility=choice, old={"model": tiny_models["other"]}),
+    ]
+    decided = sail(shared, entries, output, crew)
+    assert decisions(decided) == {
+        "safe": "move",
+        "masked": "move with compat",
+        "chosen": "move with compat",
+    }
+    report = json.loads((output / "chosen" / "report.json").read_text())
+    settings = report["provenance"]["experiment"]["compatibility"]
+    assert settings["teacher"] == "old" and "mask" not in settings
+    folds = [title for title in crew.titles if "without part" in title]
+    assert len(folds) == 2 and all("old" in title for title in folds), "chosen's, not safe's"
+
+
 def test_an_output_of_something_else_is_refused(common: dict[str, Any], tmp_path: Path) -> None:
     output = tmp_path / "out"
     output.mkdir()

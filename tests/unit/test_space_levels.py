@@ -10,7 +10,6 @@ import yaml
 from muscle.config import CompatibilityConfig, Experiment, InputsConfig, RangeConfig
 from muscle.errors import UserError
 from muscle.experiment import load_experiment
-from muscle.search import control_of
 from muscle.tuning.space import Space, default_space, make_space
 from muscle.tuning.study import Study
 
@@ -215,19 +214,7 @@ def test_the_better_level_is_suggested_more_often_and_records_replay() -> None:
     assert first.ask(24) == later.ask(24)
 
 
-# --- the control, and what can't be searched ---------------------------------------------
-
-
-def test_the_control_of_whole_answers_is_trained_on_labels() -> None:
-    chosen = CompatibilityConfig(
-        level="choice", teacher="old", margin=1.0, epochs=3, learning_rate=1e-3, interpolation=0.5
-    )
-    control = control_of(chosen)
-    assert control == CompatibilityConfig(
-        level="token", ce_weight=1.0, epochs=3, learning_rate=1e-3
-    )
-    masked = CompatibilityConfig(mask="old-right", interpolation=0.75)
-    assert control_of(masked) == masked.model_copy(update={"ce_weight": 1.0, "interpolation": 1.0})
+# --- what can't be searched ------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

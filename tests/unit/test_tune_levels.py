@@ -10,10 +10,10 @@ from colours import write_data
 from searching import Played, changed, records, search, search_settings
 
 from muscle.alone import Alone
-from muscle.config import Experiment
+from muscle.config import CompatibilityConfig, Experiment, InputsConfig
 from muscle.experiment import load_experiment
-from muscle.plan import make_plan
-from muscle.search import plan_search
+from muscle.plan import make_plan, vary
+from muscle.search import control_of, plan_search
 
 pytestmark = pytest.mark.slow
 
@@ -107,6 +107,30 @@ def test_a_choice_of_whole_answers_is_what_best_trains(
     kept = tmp_path / "out" / "artifacts"
     made = {s.kind: (kept / s.kind / s.key / "manifest.json").exists() for s in steps}
     assert made["compat-adapter"] and made["predictions"]
+
+
+def test_the_control_has_as_many_updates_on_labels_alone(base: dict[str, Any]) -> None:
+    plan = make_plan(Experiment.model_validate(base))
+    labelled = len(plan.split_of("new")[0])
+    chosen = CompatibilityConfig(
+        level="choice", teacher="old", margin=1.0, epochs=3, learning_rate=1e-3, interpolation=0.5
+    )
+    same = CompatibilityConfig(level="token", ce_weight=1.0, epochs=3, learning_rate=1e-3)
+    assert control_of(plan, chosen) == same
+    settings = changed(base, training={"limit": 30})
+    limited = make_plan(Experiment.model_validate(settings))
+    rest: list[Any] = ["train", InputsConfig(split="train")]
+    more = chosen.model_copy(update={"inputs": rest})
+    asked = vary(limited, more).answers
+    assert asked is not None
+    mine = len(limited.split_of("new")[0])
+    assert mine < labelled and len(asked.asked.new.train) > 1.5 * mine
+    epochs = control_of(limited, more).epochs
+    assert epochs is not None and abs(epochs * mine - 3 * len(asked.asked.new.train)) <= mine / 2
+    masked = CompatibilityConfig(mask="old-right", interpolation=0.75)
+    assert control_of(plan, masked) == masked.model_copy(
+        update={"ce_weight": 1.0, "interpolation": 1.0}
+    )
 
 
 def test_two_tokenizers_can_be_searched_by_whole_answers(
