@@ -26,7 +26,7 @@ class Job:
 
 
 def settings_key(cell: str, method: Method) -> str:
-    """A hash of all settings: a record of others doesn't count. Titles and comments play no part."""
+    """A hash of all settings, without titles and comments: a record of others doesn't count."""
     own = {k: v for k, v in asdict(method).items() if k not in ("name", "title", "group")}
     text = json.dumps([_settings(experiment_file(cell)), own], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
