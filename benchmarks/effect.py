@@ -127,9 +127,9 @@ def main() -> None:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # torch is imported later
         os.environ.setdefault(name, "1")
     records = Records(args.work)
-    prepare(args.work, args.cells)
     if not args.report:
         args.work.mkdir(parents=True, exist_ok=True)
+        prepare(args.work, args.cells)
         clock = Clock(args.hours)
         done = phase(args, records, clock, screening(args))
         if args.full and done:

@@ -129,20 +129,22 @@ TEACHERS = {
 def _answers() -> list[Method]:
     found = []
     for teacher, title in TEACHERS.items():
-        found.append(_answer(f"{teacher}+u", f"{title}, + unlabelled", teacher, more=UNLABELLED))
+        found.append(_answer(f"by-{teacher}+u", f"{title}, + unlabelled", teacher, more=UNLABELLED))
     for teacher, title in TEACHERS.items():
-        found.append(_answer(teacher, title, teacher))
+        found.append(_answer(f"by-{teacher}", title, teacher))
     both = {"more": UNLABELLED}
     found += [
-        _answer("old-t2+u", "old teaches, T 2, + unlabelled", "old", temperature=2.0, **both),
-        _answer("mean-t2+u", "mean teaches, T 2, + unlabelled", "mean", temperature=2.0, **both),
-        _answer("old-folds", "old teaches, 4 folds", "old", folds=4),
-        _answer("mean-folds", "mean teaches, 4 folds", "mean", folds=4),
-        _answer("old-margin+u", "old teaches, margin 1, + unlabelled", "old", margin=1.0, **both),
+        _answer("by-old-t2+u", "old teaches, T 2, + unlabelled", "old", temperature=2.0, **both),
+        _answer("by-mean-t2+u", "mean teaches, T 2, + unlabelled", "mean", temperature=2.0, **both),
+        _answer("by-old-folds", "old teaches, 4 folds", "old", folds=4),
+        _answer("by-mean-folds", "mean teaches, 4 folds", "mean", folds=4),
         _answer(
-            "mean-margin+u", "mean teaches, margin 1, + unlabelled", "mean", margin=1.0, **both
+            "by-old-margin+u", "old teaches, margin 1, + unlabelled", "old", margin=1.0, **both
         ),
-        _answer("old-ce+u", "old teaches, CE .3, + unlabelled", "old", ce_weight=0.3, **both),
+        _answer(
+            "by-mean-margin+u", "mean teaches, margin 1, + unlabelled", "mean", margin=1.0, **both
+        ),
+        _answer("by-old-ce+u", "old teaches, CE .3, + unlabelled", "old", ce_weight=0.3, **both),
     ]
     return found
 
@@ -164,10 +166,10 @@ def growth(teacher: str) -> list[Method]:
     found = []
     for n in MORE:
         if n != UNLABELLED:
-            name = f"{teacher}+{n}"
+            name = f"by-{teacher}+{n}"
             found.append(_answer(name, f"{title}, + {n:,} inputs", teacher, "growth", more=n))
     for epochs in (1, 4, 8):
-        found.append(_answer(f"{teacher}+u-e{epochs}", f"{title}, + unlabelled, {epochs} epochs",
+        found.append(_answer(f"by-{teacher}+u-e{epochs}", f"{title}, + unlabelled, {epochs} epochs",
                              teacher, "growth", more=UNLABELLED, epochs=epochs))  # fmt: skip
     return found
 
@@ -175,7 +177,7 @@ def growth(teacher: str) -> list[Method]:
 def mixes() -> list[Method]:
     """The mean teacher with other weights of old than a half; 0 and 1 are one teacher alone."""
     return [
-        _answer(f"mean-{mix:g}+u", f"mean, old's weight {mix:g}, + unlabelled", "mean", "growth",
+        _answer(f"by-mean-{mix:g}+u", f"mean, old's weight {mix:g}, + unlabelled", "mean", "growth",
                 more=UNLABELLED, mix=mix)
         for mix in (0.25, 0.75)
     ]  # fmt: skip
@@ -183,18 +185,17 @@ def mixes() -> list[Method]:
 
 GROWN = ("old", "mean")
 
-METHODS: dict[str, Method] = {
-    m.name: m
-    for m in (
-        *_versions(),
-        *_controls(),
-        *_answers(),
-        *_published(),
-        *_others(),
-        *mixes(),
-        *(m for teacher in GROWN for m in growth(teacher)),
-    )
-}
+ALL: list[Method] = [
+    *_versions(),
+    *_controls(),
+    *_answers(),
+    *_published(),
+    *_others(),
+    *mixes(),
+    *(m for teacher in GROWN for m in growth(teacher)),
+]
+
+METHODS: dict[str, Method] = {m.name: m for m in ALL}
 
 CONTROLS: tuple[str, ...] = tuple(m.name for m in METHODS.values() if m.group == "control")
 
@@ -203,19 +204,31 @@ RIVALS = ("ce", "ce-twice", "ce-labelled", "second-new", "interpolate")
 
 GROWTH: dict[str, dict[str, Sequence[tuple[float, str]]]] = {
     "inputs": {
-        t: [(0, t), (0.5, f"{t}+1000"), (1, f"{t}+u"), (2, f"{t}+4000"), (4, f"{t}+8000")]
+        t: [
+            (0, f"by-{t}"),
+            (0.5, f"by-{t}+1000"),
+            (1, f"by-{t}+u"),
+            (2, f"by-{t}+4000"),
+            (4, f"by-{t}+8000"),
+        ]
         for t in GROWN
     },
     "epochs": {
-        t: [(1, f"{t}+u-e1"), (2, f"{t}+u"), (4, f"{t}+u-e4"), (8, f"{t}+u-e8")] for t in GROWN
+        t: [
+            (1, f"by-{t}+u-e1"),
+            (2, f"by-{t}+u"),
+            (4, f"by-{t}+u-e4"),
+            (8, f"by-{t}+u-e8"),
+        ]
+        for t in GROWN
     },
     "mix": {
         "mean": [
-            (0, "new+u"),
-            (0.25, "mean-0.25+u"),
-            (0.5, "mean+u"),
-            (0.75, "mean-0.75+u"),
-            (1, "old+u"),
+            (0, "by-new+u"),
+            (0.25, "by-mean-0.25+u"),
+            (0.5, "by-mean+u"),
+            (0.75, "by-mean-0.75+u"),
+            (1, "by-old+u"),
         ]
     },
 }

@@ -4,9 +4,11 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from effect_cells import experiment_file
 from effect_methods import METHODS, Method
 
@@ -24,9 +26,15 @@ class Job:
 
 
 def settings_key(cell: str, method: Method) -> str:
-    """A hash of all settings: a record of others doesn't count."""
-    text = json.dumps([experiment_file(cell).read_text(encoding="utf-8"), asdict(method)])
+    """A hash of all settings, without titles and comments: a record of others doesn't count."""
+    own = {k: v for k, v in asdict(method).items() if k not in ("name", "title", "group")}
+    text = json.dumps([_settings(experiment_file(cell)), own], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@cache
+def _settings(file: Path) -> Any:
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
 
 
 class Records:

@@ -17,7 +17,7 @@ import effect_queue
 import effect_report
 from effect_cells import CELLS, FOLDER, SCREENED, Source, seeds_of, write_labelled, write_rows
 from effect_choice import ranked
-from effect_methods import CONTROLS, GROWTH, METHODS, RIVALS, Method, candidates
+from effect_methods import ALL, CONTROLS, GROWTH, METHODS, RIVALS, Method, candidates
 from effect_records import Job, Records, jobs_of
 from effect_stats import DRAWS, Cell, above_router, aim, cell_of, flips_of, value_of
 
@@ -57,9 +57,9 @@ def study(seeds: int = 3, part: str = "test") -> list[dict[str, Any]]:
             "again": answers(rng, old, 0.02, 0.1),
             "new": answers(rng, old, 0.09, 0.5),
             "ce": answers(rng, old, 0.09, 0.5),
-            "old+u": answers(rng, old, 0.02, 0.5),
+            "by-old+u": answers(rng, old, 0.02, 0.5),
         }
-        made["mean+u"] = answers(rng, old, 0.2, 0.1)
+        made["by-mean+u"] = answers(rng, old, 0.2, 0.1)
         found += [record(name, seed, scores, part) for name, scores in made.items()]
     return found
 
@@ -88,10 +88,10 @@ def test_rates_are_the_means_over_seeds_of_the_projects_metrics() -> None:
 def test_the_interval_of_one_seed_is_that_of_a_plain_paired_bootstrap() -> None:
     cell = the_cell(1)
     (seed,) = cell.seeds()
-    mine, new = cell.rates("old+u", [seed]), cell.rates("new", [seed])
+    mine, new = cell.rates("by-old+u", [seed]), cell.rates("new", [seed])
     found = value_of(mine.score - new.score)
     # The difference of two means over the same examples: normal theory.
-    paired = cell.scores["old+u"][seed] - cell.scores["new"][seed]
+    paired = cell.scores["by-old+u"][seed] - cell.scores["new"][seed]
     spread = 1.96 * paired.std(ddof=1) / math.sqrt(N)
     assert found.value == pytest.approx(paired.mean())
     assert found.low == pytest.approx(paired.mean() - spread, abs=0.15 * spread)
@@ -144,14 +144,14 @@ def above(mine: np.ndarray, old: np.ndarray, new: np.ndarray) -> float:
 
 def test_the_aim_is_reached_by_what_keeps_old_and_missed_by_what_loses() -> None:
     cell = the_cell()
-    good = {check.name: check for check in aim(cell, "old+u", RIVALS)}
+    good = {check.name: check for check in aim(cell, "by-old+u", RIVALS)}
     assert good["40 % below new"].state == "yes"
     assert good["fewer flips than ce"].state == "yes"
     assert good["score ≥ new − 0.5 points"].state == "yes"
-    bad = {check.name: check for check in aim(cell, "mean+u", RIVALS)}
+    bad = {check.name: check for check in aim(cell, "by-mean+u", RIVALS)}
     assert bad["40 % below new"].state == bad["score ≥ new − 0.5 points"].state == "no"
     seeds = cell.seeds()
-    lost = cell.rates("new", seeds).score[0] - cell.rates("mean+u", seeds).score[0]
+    lost = cell.rates("new", seeds).score[0] - cell.rates("by-mean+u", seeds).score[0]
     assert bad["score ≥ new − 0.5 points"].value.value == pytest.approx(0.005 - lost)
     # No rival that wasn't run is judged.
     assert not any("ce-labelled" in name for name in good)
@@ -187,14 +187,14 @@ def test_records_of_other_examples_are_refused() -> None:
 
 
 def test_the_best_are_those_with_the_fewest_flips_at_news_score() -> None:
-    found = ranked(study(1, "tuning"), [CELL], ["old+u", "mean+u", "ce", "old"])
-    assert found[0].method in ("old", "old+u") and found[0].ratio < 0.5 and found[0].allowed
-    (loser,) = [row for row in found if row.method == "mean+u"]
+    found = ranked(study(1, "tuning"), [CELL], ["by-old+u", "by-mean+u", "ce", "old"])
+    assert found[0].method in ("old", "by-old+u") and found[0].ratio < 0.5 and found[0].allowed
+    (loser,) = [row for row in found if row.method == "by-mean+u"]
     assert not loser.allowed and loser.gains[CELL] < -0.005
     allowed = [row.allowed for row in found]
     assert allowed == sorted(allowed, reverse=True)
     # What didn't run isn't ranked.
-    assert ranked(study(1, "tuning"), [CELL], ["confident+u"]) == []
+    assert ranked(study(1, "tuning"), [CELL], ["by-confident+u"]) == []
 
 
 # --- what a second start does ---------------------------------------------------------------
@@ -220,17 +220,17 @@ def test_only_what_is_missing_is_done(tmp_path: Path) -> None:
 
 def test_what_cannot_be_done_is_tried_again_only_when_asked(tmp_path: Path) -> None:
     records = Records(tmp_path)
-    job = Job(CELL, 0, "old+u", ("tuning",))
+    job = Job(CELL, 0, "by-old+u", ("tuning",))
     records.put(job, {"impossible": "other tokens"})
     assert records.missing([job]) == [] and records.missing([job], retry=True) == [job]
 
 
 def test_a_record_of_other_settings_does_not_count(tmp_path: Path) -> None:
     records = Records(tmp_path)
-    job = Job(CELL, 0, "old+u", ("tuning",))
+    job = Job(CELL, 0, "by-old+u", ("tuning",))
     records.put(job, {"parts": {"tuning": {}}})
     assert records.missing([job]) == []
-    changed = {**METHODS, "old+u": Method("old+u", "t", "answer", loss={"temperature": 3.0})}
+    changed = {**METHODS, "by-old+u": Method("by-old+u", "t", "answer", loss={"temperature": 3.0})}
     assert Records(tmp_path, changed).missing([job]) == [job]
 
 
@@ -267,11 +267,11 @@ def test_phases(tmp_path: Path) -> None:
     }
     assert {job.method for job in jobs} == set(METHODS) and {job.seed for job in jobs} == {0}
     args = effect.parsed(
-        ["--work", str(tmp_path), "--full", "--tasks", "piqa", "--best", "old+u", "--seeds", "2"]
+        ["--work", str(tmp_path), "--full", "--tasks", "piqa", "--best", "by-old+u", "--seeds", "2"]
     )
     whole = effect.whole(args, Records(tmp_path), "tuning")
     assert {job.cell for job in whole} == {"piqa-v1-v2", "piqa-v1-v3"}
-    assert {job.method for job in whole} == {*CONTROLS, "old+u"}
+    assert {job.method for job in whole} == {*CONTROLS, "by-old+u"}
     assert {job.seed for job in whole} == {0, 1}
     with pytest.raises(SystemExit):
         effect.parsed(["--work", str(tmp_path), "--full", "--updates", "v7-v8"])
@@ -295,7 +295,7 @@ def test_the_page_says_what_was_measured_and_what_was_left_out(work: Path, tmp_p
     records.append(
         {**record("mask-old-right-all", 0, [], "x"), "parts": {}, "impossible": "tokens"}
     )
-    effect_report.write_page(work, records, ["old+u"], page, tmp_path / "results")
+    effect_report.write_page(work, records, ["by-old+u"], page, tmp_path / "results")
     text = page.read_text(encoding="utf-8")
     cell = the_cell()
     rates = cell.rates("new", cell.seeds())
@@ -307,7 +307,7 @@ def test_the_page_says_what_was_measured_and_what_was_left_out(work: Path, tmp_p
     assert f"{3} of {seeds_of(CELL)} seeds" in left and "mask-old-right-all: tokens" in left
     assert "only 4,300 further inputs" in left
     svg = (page.parent / "effect" / f"{CELL}.svg").read_text()
-    assert "random router" in svg and "old+u" in svg
+    assert "random router" in svg and "by-old+u" in svg
     found = json.loads((tmp_path / "results" / "effect.json").read_text())
     assert found["cells"][CELL]["methods"]["new"]["nfr"][0] == pytest.approx(rates.nfr[0], rel=1e-4)
 
@@ -318,7 +318,7 @@ def test_words_between_the_tables_stay_and_tables_are_replaced(work: Path, tmp_p
     text = page.read_text(encoding="utf-8")
     assert "the test split wasn't read yet" in text
     page.write_text(text.replace("## The aim\n", "## The aim\n\nOur words.\n"), encoding="utf-8")
-    effect_report.write_page(work, study(), ["old+u"], page, tmp_path / "r")
+    effect_report.write_page(work, study(), ["by-old+u"], page, tmp_path / "r")
     text = page.read_text(encoding="utf-8")
     assert "Our words." in text and "the test split wasn't read yet" not in text
     assert text.count("<!-- table aim -->") == 1
@@ -353,6 +353,8 @@ def test_every_methods_settings_are_valid(name: str) -> None:
 
 
 def test_the_methods_of_the_issue_are_there() -> None:
+    assert len(METHODS) == len(ALL), "two methods of one name"
+    assert METHODS["old"].kind == METHODS["new"].kind == "version"
     masks = [m for m in METHODS.values() if m.group == "published"]
     assert len(masks) == 12 and {m.training["loss_on"] for m in masks} == {"all", "answer"}
     teachers = {m.loss["teacher"] for m in METHODS.values() if m.group == "answer"}
