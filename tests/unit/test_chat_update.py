@@ -20,6 +20,8 @@ from muscle.models.load import load_tokenizer
 from muscle.models.sequences import collate, tokenise
 from muscle.pipeline import Pipeline
 from muscle.plan import make_plan
+from muscle.planning.estimate import reckon
+from muscle.planning.facts import gather_facts
 from muscle.tables import read_examples, read_predictions
 from muscle.tasks import load_task
 from muscle.training.student import build_student
@@ -279,3 +281,21 @@ def test_chats_that_are_too_long_train_nobody(settings: dict[str, Any], tmp_path
     assert any("1 of 25 training chats are longer" in note for note in plan.notes)
     sides = [[e.id for part in plan.split_of(v) for e in part] for v in ("old", "new")]
     assert sides[0] == sides[1] and "long" not in sides[0] and len(sides[0]) == 24
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_whole_answers_are_planned_as_each_base_reads_its_chats(
+    settings: dict[str, Any], tmp_path: Path, written: bool
+) -> None:
+    task = dict(settings["task"])
+    if not written:
+        task = {k: v for k, v in task.items() if k not in ("labels", "max_gen_toks")}
+        task["choices"] = ["billing", "shipping"]
+    made = {**settings, "task": task, "compatibility": {"level": "choice", "samples": 1}}
+    facts = gather_facts(Experiment.model_validate(made), str(tmp_path))
+    steps = [step.label for step in reckon(facts, facts.experiment.resources).steps]
+    assert facts.distilled is not None
+    assert ("old writes" in steps) == written and "new scores" in steps
+    assert set(facts.distilled.train.answers) == ({5} if written else {2})
+    old, new = (facts.distilled.scoring[name] for name in ("old", "new"))
+    assert old.examples == new.examples and old.tokens != new.tokens, "each by its template"

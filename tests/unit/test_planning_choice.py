@@ -5,25 +5,32 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from colours import colour_settings, write_data
+from tiny import make_model, tiny_config
 
 from muscle.answers import Reader
-from muscle.config import Experiment, ResourcesConfig
+from muscle.config import AdapterConfig, Experiment, ResourcesConfig
 from muscle.errors import UserError
+from muscle.evaluation.attention import known_masks
 from muscle.experiment import load_experiment
+from muscle.losses.choices import Targets
+from muscle.models import new_adapter
 from muscle.models.load import load_tokenizer
 from muscle.models.sequences import micro_batches
 from muscle.planning.answers import distilled_notes
 from muscle.planning.distilled import Distilled
 from muscle.planning.estimate import Reckoned, reckon
 from muscle.planning.facts import Facts, gather_facts
+from muscle.planning.meta import Ledger, meta_model, trace_training
 from muscle.planning.steps import StepEstimate
 from muscle.planning.work import forward_work, training_work
 from muscle.questions import Questions
 from muscle.tasks import load_task
 from muscle.teachers.scores import write_scores
 from muscle.training.order import permutation, updates
-from muscle.training.questions import ChoiceData, choice_data
+from muscle.training.questions import ChoiceBatch, ChoiceData, choice_data
+from muscle.training.student import Student, Teachers, tree_hidden
 
 DEMO = Path(__file__).resolve().parents[2] / "jobs" / "experiments" / "demo.yaml"
 QUICK = (
@@ -198,3 +205,27 @@ def test_two_tokenizers_can_be_planned_by_whole_answers(
         "24 inputs (train + traffic.jsonl)" in n for n in distilled_notes(facts, distilled(facts))
     )
     assert all(step.fits for step in reckon(facts, facts.experiment.resources).steps)
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Qwen2"])
+def test_the_memory_of_trees_is_that_of_a_real_step(kind: str) -> None:
+    """Activations of rows of one length, and the masks that trees take beside them."""
+    wide = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 6, "head_dim": 16}
+    lora, rows, length = AdapterConfig(r=4, alpha=8), 4, 96
+    model = new_adapter(make_model(kind, **wide), lora, 0, "plan")
+    masks = known_masks(model)
+    assert not isinstance(masks, str)
+    Student(model, "plan", Teachers((), None), None).training_mode()
+    ids_BL = torch.randint(3, 60, (rows, length))
+    position_BL = torch.arange(length).expand(rows, length).contiguous()
+    ends_BL, scored_N = torch.full((rows, length), length), torch.arange(rows * length)
+    targets = Targets(*[scored_N] * 6)  # of no meaning to the body
+    batch = ChoiceBatch(ids_BL, position_BL, ends_BL, scored_N, targets, {})
+    with Ledger(iter([*model.parameters(), *model.buffers()])) as ledger:
+        hidden_ND = tree_hidden(model, batch, masks)
+        hidden_ND.backward(torch.ones_like(hidden_ND))
+        real = ledger.peak
+    meta = meta_model(tiny_config(kind, **wide), lora, "float32", False, kind)
+    planned = trace_training(meta, rows, length, False).backward
+    of_masks = 4 * len(masks.windows) * rows * length**2
+    assert planned + of_masks == pytest.approx(real, rel=0.05)

@@ -162,3 +162,42 @@ def test_trials_of_both_levels_really_train(base: dict[str, Any], tmp_path: Path
         ]
     )
     assert all(trial.state == "finished" for trial in found.trials), found.trials
+
+
+def test_inputs_can_be_searched(base: dict[str, Any], tmp_path: Path) -> None:
+    """Teachers answer each set of them once, whatever else is varied."""
+    inputs = [["train"], ["train", {"split": "train"}]]
+    settings = changed(
+        base,
+        training={"limit": 30},
+        compatibility={"level": "choice"},
+        tuning={"space": {"inputs": inputs, "temperature": [1.0, 4.0]}, "interpolations": []},
+    )
+    search(settings, tmp_path / "out", Played())
+    found = records(tmp_path / "out")
+    params = sorted((trial["params"]["inputs"], trial["params"]["temperature"]) for trial in found)
+    both = ["train", "train + split train"]
+    assert params == [(text, temperature) for text in both for temperature in (1.0, 4.0)]
+    assert len(list((tmp_path / "out" / "artifacts" / "scores").glob("*/manifest.json"))) == 4
+    best = load_experiment(tmp_path / "out" / "best.yaml").compatibility
+    assert [one if one == "train" else "split" for one in best.inputs] in (
+        ["train"],
+        ["train", "split"],
+    )
+
+
+def test_settings_of_one_adapter_train_it_once(base: dict[str, Any], tmp_path: Path) -> None:
+    """On labels alone it makes no difference who would teach."""
+    settings = changed(
+        base,
+        compatibility={"level": "choice", "ce_weight": 1.0},
+        tuning={"space": {"teacher": ["old", "mean", "confident"]}, "interpolations": []},
+    )
+    launcher = Played()
+    search(settings, tmp_path / "out", launcher)
+    found = records(tmp_path / "out")
+    assert [trial["state"] for trial in found] == ["finished"] * 3
+    assert len({json.dumps(trial["a"], sort_keys=True) for trial in found}) == 1
+    adapters = (tmp_path / "out" / "artifacts" / "compat-adapter").glob("*/manifest.json")
+    taught = [json.loads(file.read_text())["inputs"]["loss"].get("level") for file in adapters]
+    assert taught.count("choice") == 1
