@@ -45,7 +45,9 @@ class Answering:
         assert plan.answers is not None
         self.plan, self.store, self.trainings = plan, store, trainings
         self.answers: Answers = plan.answers
-        self.choice = Choice(True, "scores of whole answers are always kept")
+        asked = plan.experiment.resources.teachers
+        but = "" if asked != "online" else "resources.teachers is online, but "
+        self.choice = Choice(True, f"{but}scores of whole answers are always kept")
 
     @property
     def untrained(self) -> list[Run]:

@@ -4,12 +4,15 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from colours import colour_settings, write_data
+from safetensors.torch import load_file
 from tiny import save_model
 
 from muscle.alone import Alone
@@ -23,6 +26,7 @@ from muscle.plan import Plan, make_plan, vary
 from muscle.tables import read_predictions
 from muscle.teachers.scores import FILE, read_scores, write_scores
 from muscle.training.job import OnProgress, Progress, TrainJob
+from muscle.training.loop import train_alone
 
 pytestmark = pytest.mark.slow
 
@@ -267,3 +271,30 @@ def test_labels_alone_read_no_teacher(base: dict[str, Any], tmp_path: Path) -> N
     assert plan.answers is not None and not plan.answers.scores
     run(plan, tmp_path / "out", launcher)
     assert launcher.asked <= 3  # the versions' own answers
+
+
+def test_a_training_that_stops_goes_on_with_the_same_weights(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
+    plan = plan_of(base, epochs=3, inputs=["train"], margin=0.25)
+    pipeline = Pipeline(plan, str(tmp_path / "out"), Alone("cpu"), silent)
+    pipeline.train_tasks()
+    pipeline.teaching.make(pipeline.workshop, pipeline.launcher)
+    step = plan.adapters["compat", (0, 0)]
+    assert step is not None
+    job = pipeline.train_job((step.kind, step.key), str(tmp_path / "whole"))
+    assert TrainJob.from_json(json.loads(json.dumps(job.to_json()))) == job
+    train_alone(replace(job, checkpoints=str(tmp_path / "a")), silent, "cpu")
+    halves = replace(job, checkpoints=str(tmp_path / "b"), output=str(tmp_path / "halves"))
+    train_alone(replace(halves, until=1, output=str(tmp_path / "first")), silent, "cpu")
+    train_alone(halves, silent, "cpu")
+    whole, pieced = (
+        load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "halves")
+    )
+    assert all(torch.equal(whole[name], pieced[name]) for name in whole)
+
+
+def test_teachers_online_is_answered(base: dict[str, Any]) -> None:
+    plan = plan_of({**base, "resources": {"teachers": "online"}})
+    choice = teaching_of(plan, Store(str(base["storage"]))).choice
+    assert choice.cached and "resources.teachers is online, but" in choice.reason
