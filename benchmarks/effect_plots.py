@@ -17,6 +17,14 @@ GROUPS = {
     "other": ("P", "#CC79A7"),
     "growth": (".", "#56B4E9"),
 }
+WORDS = {
+    "version": "old, new, and both at once",
+    "control": "controls",
+    "published": "published masks",
+    "answer": "whole answers",
+    "other": "focal, seeds",
+    "growth": "varied",
+}
 INK, MUTED, GRID = "#1b1d21", "#5b616a", "#dcdfe4"
 SETTINGS: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -29,11 +37,13 @@ SETTINGS: dict[str, Any] = {
 
 def scatter(cell: Cell, methods: Sequence[str], path: Path, title: str) -> None:
     """Each method a point with its interval; the router's line, the floor, the ensemble."""
+    shown = [m for m in methods if m != "again" and cell.seeds(m)]
     with _figure(path, (7.2, 5.2)) as axes:
-        for method in methods:
-            seeds = cell.seeds(method)
-            if seeds and method not in ("old", "again"):
-                _point(axes, cell, method, seeds)
+        for method in shown:
+            _point(axes, cell, method, cell.seeds(method))
+        for group in dict.fromkeys(map(_group, shown)):
+            marker, colour = GROUPS[group]
+            axes.plot([], [], marker=marker, color=colour, ls="", ms=5.5, label=WORDS[group])
         both = cell.seeds()
         old, new = cell.rates("old", both), cell.rates("new", both)
         line = ([0.0, 100 * new.nfr[0]], [100 * old.score[0], 100 * new.score[0]])
@@ -47,9 +57,12 @@ def scatter(cell: Cell, methods: Sequence[str], path: Path, title: str) -> None:
         _legend(axes)
 
 
+def _group(method: str) -> str:
+    return "version" if method in ("old", "new", "ensemble") else METHODS[method].group
+
+
 def _point(axes: Any, cell: Cell, method: str, seeds: Sequence[int]) -> None:
-    group = METHODS[method].group
-    marker, colour = GROUPS["version" if method in ("new", "ensemble") else group]
+    marker, colour = GROUPS[_group(method)]
     rates = cell.rates(method, seeds)
     x, y = (value_of(100 * values) for values in (rates.nfr, rates.score))
     for value, other, across in ((x, y, True), (y, x, False)):

@@ -66,6 +66,9 @@ def do(work: Path, job: Job) -> str:
     from effect_fits import Impossible, desk
 
     records = Records(work)
+    there = records.find(job.cell, job.seed, job.method)
+    if there is not None and set(job.parts) <= set(there["parts"]):
+        return "was done by another process"
     began = time.monotonic()
     try:
         found: dict[str, Any] = desk(work, job.cell, job.seed).answers(

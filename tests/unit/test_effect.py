@@ -4,6 +4,7 @@ the page from records, and its shipped settings."""
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import effect
+import effect_fits
 import effect_queue
 import effect_report
 from effect_cells import CELLS, FOLDER, SCREENED, Source, seeds_of, write_labelled, write_rows
@@ -24,6 +26,7 @@ from effect_stats import DRAWS, Cell, above_router, aim, cell_of, flips_of, valu
 from muscle.compatibility_config import CompatibilityConfig
 from muscle.experiment import load_experiment
 from muscle.metrics.flips import count_flips, relative_nfr
+from muscle.types import Prediction
 
 CELL = SCREENED[0]
 N = 600
@@ -243,6 +246,13 @@ def test_a_half_written_record_does_not_count(tmp_path: Path) -> None:
     assert records.missing([job]) == [job] and records.all() == []
 
 
+def test_what_another_process_has_done_is_not_done_again(tmp_path: Path) -> None:
+    job = Job(CELL, 0, "old", ("tuning",))
+    Records(tmp_path).put(job, {"parts": {"tuning": {}}})
+    # There are no rows here, so that doing it would fail.
+    assert effect_queue.do(tmp_path, job) == "was done by another process"
+
+
 def test_the_queue_ends_with_its_time_and_keeps_failures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,6 +332,45 @@ def test_words_between_the_tables_stay_and_tables_are_replaced(work: Path, tmp_p
     text = page.read_text(encoding="utf-8")
     assert "Our words." in text and "the test split wasn't read yet" not in text
     assert text.count("<!-- table aim -->") == 1
+
+
+# --- answers --------------------------------------------------------------------------------
+
+
+def prediction(name: str, loglikelihoods: tuple[float, ...] | None, gold: str = "a") -> Prediction:
+    best = "a" if loglikelihoods is None else "ab"[int(np.argmax(loglikelihoods))]
+    choices = None if loglikelihoods is None else ("a", "b")
+    return Prediction(
+        task="t", id=name, question="q", gold=gold, prediction=best, metric="acc",
+        score=float(best == gold), choices=choices, loglikelihoods=loglikelihoods,
+    )  # fmt: skip
+
+
+def test_two_models_together_take_the_choice_with_the_highest_mean_probability() -> None:
+    log = math.log
+    one = [prediction("x", (log(0.9), log(0.1))), prediction("y", (log(0.4), log(0.6)))]
+    two = [prediction("y", (log(0.5), log(0.3))), prediction("x", (log(0.2), log(0.6)))]
+    found = effect_fits.averaged([one, two])
+    # x: (.9 + .25) / 2 = .575 of a; y: (.4 + .625) / 2 = .5125 of a: two lie on the same side.
+    assert found["ids"] == ["x", "y"] and found["scores"] == [1.0, 1.0]
+    assert found["sure"] == [pytest.approx(0.575), pytest.approx(0.5125)]
+    with pytest.raises(effect_fits.Impossible, match="written"):
+        effect_fits.averaged([[prediction("x", None)], [prediction("x", None)]])
+
+
+def test_outcomes_are_by_id_and_an_unscored_one_stays() -> None:
+    rows = [prediction("y", (0.0, 1.0)), replace(prediction("x", (1.0, 0.0)), score=None)]
+    found = effect_fits.outcomes(rows)
+    assert found["ids"] == ["x", "y"] and found["scores"] == [None, 0.0]
+    share = 1 / (1 + math.exp(-1))
+    assert found["sure"] == [pytest.approx(share, abs=1e-4)] * 2
+    assert found["right"] == [pytest.approx(share, abs=1e-4), pytest.approx(1 - share, abs=1e-4)]
+
+
+def test_several_seeds_teach_their_mean_distribution() -> None:
+    # Whole-answer log-likelihoods are far below 0; only their differences count.
+    found = np.exp(effect_fits.mean_distribution([[-500.0, -500.0], [-3.0, -3.0 - math.log(3)]]))
+    assert found == pytest.approx([(0.5 + 0.75) / 2, (0.5 + 0.25) / 2])
 
 
 # --- its tables and rows --------------------------------------------------------------------
