@@ -164,7 +164,7 @@ def facts(name: str) -> Facts:
     size = SIZES[name]
     wing = Wing("both", model(size), model(size, adapter_fp32=True), *tokens(), asked())
     hardware = find_hardware(HardwareConfig(gpu="H100"))
-    return Facts(experiment, hardware, wing, wing, TEST, None, _SHARED)
+    return Facts(experiment, hardware, wing, wing, TEST, None, _kept=_SHARED)
 
 
 @cache
