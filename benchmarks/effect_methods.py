@@ -136,6 +136,16 @@ def _answers() -> list[Method]:
     found += [
         _answer("by-old-t2+u", "old teaches, T 2, + unlabelled", "old", temperature=2.0, **both),
         _answer("by-mean-t2+u", "mean teaches, T 2, + unlabelled", "mean", temperature=2.0, **both),
+        # What the first screening led to.
+        _answer("by-mean-t4+u", "mean teaches, T 4, + unlabelled", "mean", temperature=4.0, **both),
+        _answer("by-confident-t2+u", f"{TEACHERS['confident']}, T 2, + unlabelled", "confident",
+                temperature=2.0, **both),
+        _answer("by-mean-t2-margin+u", "mean, T 2, margin 1, + unlabelled", "mean", margin=1.0,
+                temperature=2.0, **both),
+        _answer("by-mean-t2+u-e4", "mean, T 2, + unlabelled, 4 epochs", "mean", temperature=2.0,
+                epochs=4, **both),
+        _answer("by-mean-t2-margin+u-e4", "mean, T 2, margin 1, + unlabelled, 4 epochs", "mean",
+                margin=1.0, temperature=2.0, epochs=4, **both),
         _answer("by-old-folds", "old teaches, 4 folds", "old", folds=4),
         _answer("by-mean-folds", "mean teaches, 4 folds", "mean", folds=4),
         _answer(
@@ -145,7 +155,7 @@ def _answers() -> list[Method]:
             "by-mean-margin+u", "mean teaches, margin 1, + unlabelled", "mean", margin=1.0, **both
         ),
         _answer("by-old-ce+u", "old teaches, CE .3, + unlabelled", "old", ce_weight=0.3, **both),
-    ]
+    ]  # fmt: skip
     return found
 
 
