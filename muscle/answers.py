@@ -19,6 +19,8 @@ from muscle.splits import training_split
 from muscle.tasks import Task, fold
 from muscle.types import Version
 
+DEFAULT_SAMPLES = CompatibilityConfig.model_fields["samples"].default
+
 BOTH: tuple[Version, Version] = ("old", "new")
 
 
@@ -117,6 +119,11 @@ def lay_answers(
     settings, task = experiment.compatibility, reader.task
     if not settings.by_choice:
         return None
+    if not task.generates and settings.samples != DEFAULT_SAMPLES:
+        raise UserError(
+            f"setting 'compatibility.samples': task '{task.name}' gives its answers, so that none "
+            "are drawn: leave it out"
+        )
     asked = reader.read(settings)
     normalised = settings.length_normalised
     if normalised is None:

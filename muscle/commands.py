@@ -302,7 +302,7 @@ def show_plan(plan: Plan, output: str, console: Console) -> None:
     store = open_store(plan.experiment.storage, output)
     teaching = teaching_of(plan, store)
     show_steps(plan.experiment.name, [*plan.steps(), *teaching.steps()], store, console)
-    if teaching.untrained and (plan.teachers or plan.answers):
+    if teaching.untrained and (plan.teachers or (plan.answers and plan.answers.scores)):
         way = "cached" if teaching.choice.cached else "online"
         show_notes([f"teachers {way}: {teaching.choice.reason}"], console)
     console.print(f"results would go to {output}", highlight=False, markup=False)

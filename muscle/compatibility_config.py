@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from muscle.settings import Fraction, Interpolation, MaskName, Part, Positive
 from muscle.task_config import TaskConfig
@@ -45,7 +45,26 @@ class InputsConfig(Part):
         return self
 
 
-Inputs = Literal["train"] | InputsConfig
+def _kind(value: Any) -> str:
+    # Names that `muscle.experiment.describe` knows for a union's: they are no settings.
+    return "[text]" if isinstance(value, str) else "InputsConfig"
+
+
+def _is_train(value: str) -> str:
+    if value != "train":
+        raise ValueError(
+            f"'{value}' is no input: write train, or {{path: {value}}} for a file, "
+            f"{{split: {value}}} for a split"
+        )
+    return value
+
+
+Inputs = Annotated[
+    Annotated[str, AfterValidator(_is_train), Tag("[text]")]
+    | Annotated[InputsConfig, Tag("InputsConfig")],
+    Discriminator(_kind),
+]
+"""train, or one of unlabelled ones."""
 
 TOKEN_ONLY = ("mask", "old_weight")
 CHOICE_ONLY = (
@@ -114,9 +133,22 @@ class CompatibilityConfig(Part):
             raise ValueError(f"'mix' weighs the teachers mean and confident, not {self.teacher}")
         if self.folds is not None and "train" not in self.inputs:
             raise ValueError("'folds' are of the training split: put train among 'inputs'")
+        if "train" not in self.inputs:
+            self._labels_are_read()
         if self.inputs.count("train") > 1:
             raise ValueError("'train' is among 'inputs' twice")
         return self
+
+    def _labels_are_read(self) -> None:
+        """Refuse what means nothing without labels, where no input has any."""
+        named = {
+            "ce_weight: 1": self.ce_weight == 1.0,
+            "teacher: old-where-right": self.teacher == "old-where-right",
+            f"focus: {self.focus:g}": self.focus > 0,
+        }
+        for text, given in named.items():
+            if given:
+                raise ValueError(f"'{text}' needs labels: put train among 'inputs'")
 
     @property
     def by_choice(self) -> bool:

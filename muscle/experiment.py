@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -318,11 +318,18 @@ def _part(names: Sequence[str], root: type[BaseModel]) -> Any:
             many = False
             continue
         field = part.model_fields.get(name) if part else None
-        types = (field.annotation, *get_args(field.annotation)) if field else ()
+        types = list(_nested(field.annotation)) if field else []
         models = [t for t in types if isinstance(t, type) and issubclass(t, BaseModel)]
         part = models[0] if models else None
         many = part is not None and get_origin(types[0]) in (list, dict)
     return part
+
+
+def _nested(annotation: Any) -> Iterator[Any]:
+    """A type, and all that it consists of."""
+    yield annotation
+    for inner in get_args(annotation):
+        yield from _nested(inner)
 
 
 def _nearest(where: str, root: type[BaseModel]) -> str:

@@ -64,7 +64,7 @@ def questions_of(
     reader.taken.update([e.id for e in train], [question.id for question in held_out])
     asked: list[Question] = []
     for number, entry in enumerate(entries):
-        if entry == "train":
+        if isinstance(entry, str):  # train
             asked += labelled(task, train, prompting)
         else:
             asked += reader.read(entry, f"compatibility.inputs.{number}")

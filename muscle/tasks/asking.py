@@ -93,13 +93,13 @@ def build_unread(task: Any, ids: Sequence[str], places: Sequence[str]) -> list[I
 
 def asked_text(task: Any, doc: Any, where: str) -> str:
     """What tells a document's question from others: its text and choices, without shots,
-    without regard to white space and the choices' order; call it inside `quiet`.
+    without regard to case, white space and the choices' order; call it inside `quiet`.
 
     Raises:
         UserError: it can't be rendered.
     """
     try:
-        question, *choices = (" ".join(text.split()) for text in texts_of(task, doc))
+        question, *choices = (" ".join(t.casefold().split()) for t in texts_of(task, doc))
     except Exception as error:
         raise UserError(f"{where} can't be rendered: {reason(error)}") from error
     return "\n".join([question, *sorted(choices)])

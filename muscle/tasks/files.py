@@ -62,7 +62,9 @@ def _json_lines(stream: Any, path: str) -> list[Row]:
             continue
         try:
             fields = json.loads(line)
-        except ValueError as error:  # also a line that is not UTF-8
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}, row {number}: not UTF-8 text: {error}") from None
+        except ValueError as error:
             raise UserError(f"{path}, row {number}: broken JSON: {error}") from None
         if not isinstance(fields, dict):
             raise UserError(f"{path}, row {number}: not a JSON object with named fields")

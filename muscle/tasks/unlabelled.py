@@ -63,7 +63,10 @@ def on_validation_split(task: Task, setting: str) -> Task:
             "so that nothing may be taught on it: leave the entry out"
         )
     if task.is_chat or not task._whole.has_validation_docs():
-        raise UserError(f"setting '{setting}': task '{task.name}' has no validation split")
+        raise UserError(
+            f"setting '{setting}': task '{task.name}' has no validation split: "
+            "leave the entry out, or name a file with path"
+        )
     if not task._whole.has_test_docs():
         raise UserError(
             f"setting '{setting}': task '{task.name}' is evaluated on its validation split, which "

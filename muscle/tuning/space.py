@@ -27,6 +27,9 @@ from muscle.errors import UserError
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
+LABELLED = ("folds", "focus")
+"""Parameters that mean something where the training split is asked."""
+
 DECIDING = ("level", "teacher", "inputs")
 """Parameters whose value decides whether others mean anything; each is a list."""
 
@@ -81,7 +84,7 @@ class Space:
             return False
         if name == "mix" and "teacher" in params:
             return params["teacher"] in MIXED
-        if name == "folds" and "inputs" in params:
+        if name in LABELLED and "inputs" in params:
             return "train" in self.inputs[params["inputs"]]
         return True
 
@@ -157,8 +160,8 @@ class Space:
         without = {name for name in other if name not in params}
         if values["teacher"] not in MIXED and "mix" not in params:
             without.add("mix")
-        if "train" not in values["inputs"] and "folds" not in params:
-            without.add("folds")
+        if "train" not in values["inputs"]:
+            without |= {name for name in LABELLED if name not in params}
         return CompatibilityConfig.model_validate(
             {name: value for name, value in values.items() if name not in without}
         )
@@ -321,11 +324,21 @@ def _check_means(space: Space, experiment: Experiment) -> None:
             "in tuning.space.teacher, or leave it out"
         )
     asked = list(space.inputs.values()) or [own.inputs]
-    if "folds" in space.parameters and not any("train" in inputs for inputs in asked):
-        raise UserError(
-            "setting 'tuning.space.folds' is of the training split: put train among the inputs, "
-            "or leave it out"
-        )
+    for name in LABELLED:
+        if name in space.parameters and not any("train" in inputs for inputs in asked):
+            raise UserError(
+                f"setting 'tuning.space.{name}' is of the training split: put train among the "
+                "inputs, or leave it out"
+            )
+    weights = space.parameters.get("ce_weight", [own.ce_weight])
+    most = max(weights) if isinstance(weights, list) else weights.max
+    if "choice" in levels and not all("train" in inputs for inputs in asked):
+        for text, given in (("old-where-right", "old-where-right" in (teachers or [])),
+                            ("ce_weight 1", most == 1.0)):  # fmt: skip
+            if given:
+                raise UserError(
+                    f"setting 'tuning.space': {text} needs labels: put train among all inputs"
+                )
 
 
 def _check_range(where: str, name: str, values: RangeConfig) -> None:
