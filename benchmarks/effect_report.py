@@ -7,7 +7,7 @@ from typing import Any
 
 import record
 from effect_cells import CELLS, MORE, SCREENED, counts_of, seeds_of, task_of, update_of
-from effect_choice import ranked
+from effect_choice import Ranked, ranked
 from effect_methods import CONTROLS, GROWTH, METHODS, RIVALS, candidates
 from effect_plots import growth, scatter
 from effect_records import Record
@@ -149,22 +149,31 @@ def screen_tables(records: Sequence[Record]) -> str:
     for method in order:
         row = [METHODS[method].title]
         for cell in cells:
+            if 0 not in cell.seeds(method):
+                row += ["–"] * 3
+                continue
             rates = cell.rates(method, [0])
             row += [f"{100 * rates.score[0]:.1f}", f"{100 * rates.nfr[0]:.1f}",
                     f"{rates.flips[0]:.2f}"]  # fmt: skip
-        found = chosen.get(method)
-        row.append("" if found is None else f"{found.ratio:.2f}" if found.allowed else "loses")
+        row.append(_ratio(chosen.get(method)))
         rows.append(row)
     head = ["method"]
     for cell in cells:
         head += [f"{label(cell)}: score", "NFR", flips_name(cell)]
+    head.append("over new's")
     n = ", ".join(f"{label(cell)} {cell.n}" for cell in cells)
     return (
         table(head, rows)
         + f"\n\nTuning data, seed 0 (n: {n}). *Last column*: relative NFR over new's, the mean of "
         "the cells, of the methods that the best are chosen from; “loses”: more than 0.5 points "
-        "below new on one of them."
+        "below new on one of them; a star: it didn't run on all cells."
     )
+
+
+def _ratio(row: Ranked | None) -> str:
+    if row is None:
+        return ""
+    return (f"{row.ratio:.2f}" if row.allowed else "loses") + ("*" if row.missing else "")
 
 
 def compared(cell: Cell, best: Sequence[str]) -> list[str]:
@@ -213,7 +222,10 @@ def aim_table(cells: Sequence[Cell], best: Sequence[str]) -> str:
                 continue
             checks = {check.name: check for check in aim(cell, method, RIVALS)}
             rivals = [c for name, c in checks.items() if name not in names]
-            row = [METHODS[method].title, label(cell)]
+            row = [
+                METHODS[method].title,
+                label(cell) + ("" if cell.part == "test" else " (tuning)"),
+            ]
             row += [_verdict(checks.get(name)) for name in names]
             lost = [c for c in rivals if c.state != "yes"]
             tally = f"{len(rivals) - len(lost)} of {len(rivals)}"
@@ -231,7 +243,8 @@ def aim_table(cells: Sequence[Cell], best: Sequence[str]) -> str:
         + "\n\n“Yes”: the whole interval is on the right side. “Not shown”: the estimate is. “No”: "
         "by how much it is missed (relative NFR, or points of score). Controls with one model: "
         + ", ".join(f"*{m}* ({METHODS[m].title})" for m in RIVALS)
-        + "; in brackets relative NFR below theirs."
+        + "; in brackets relative NFR below theirs. “(tuning)”: judged by the examples that "
+        "chose the method, which flatters it."
     )
 
 

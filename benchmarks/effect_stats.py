@@ -255,9 +255,9 @@ def flips_of(cell: Cell, method: str) -> Flips | None:
         for version in dict.fromkeys(("old", "new", method)):
             values = [cell.sure[version][s][where[s]] for s in seeds if version in cell.sure]
             if values and sum(map(len, values)):
-                found["method" if version == method else version] = float(
-                    np.concatenate(values).mean()
-                )
+                found[version] = float(np.concatenate(values).mean())
+        if method in found:
+            found["method"] = found[method]
         return found
 
     return Flips(count, lucky(flipped), lucky(right), sure(flipped), sure(right))

@@ -196,6 +196,10 @@ def test_the_best_are_those_with_the_fewest_flips_at_news_score() -> None:
     assert not loser.allowed and loser.gains[CELL] < -0.005
     allowed = [row.allowed for row in found]
     assert allowed == sorted(allowed, reverse=True)
+    # Who ran on fewer of the cells stands behind who ran on all.
+    two = [{**r, "cell": SCREENED[1]} for r in study(1, "tuning") if r["method"] != "by-old+u"]
+    both = ranked([*study(1, "tuning"), *two], SCREENED, ["by-old+u", "old"])
+    assert [(row.method, row.missing) for row in both] == [("old", 0), ("by-old+u", 1)]
     # What didn't run isn't ranked.
     assert ranked(study(1, "tuning"), [CELL], ["by-confident+u"]) == []
 
