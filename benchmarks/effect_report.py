@@ -39,7 +39,10 @@ def write_page(
     text = page.read_text(encoding="utf-8") if page.is_file() else skeleton()
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(filled(text, made), encoding="utf-8")
-    record.write_result("effect", result(records, cells, best), results)
+    # No folder of this machine.
+    command = record.command().replace(str(work), "WORK")
+    found = {"command": command, **result(records, cells, best)}
+    record.write_result("effect", found, results)
 
 
 def judged(records: Sequence[Record], name: str) -> Cell | None:
