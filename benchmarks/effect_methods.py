@@ -146,6 +146,7 @@ def _answers() -> list[Method]:
                 epochs=4, **both),
         _answer("by-mean-t2-margin+u-e4", "mean, T 2, margin 1, + unlabelled, 4 epochs", "mean",
                 margin=1.0, temperature=2.0, epochs=4, **both),
+        _answer("by-mean-t2", "mean teaches, T 2", "mean", temperature=2.0),
         _answer("by-old-folds", "old teaches, 4 folds", "old", folds=4),
         _answer("by-mean-folds", "mean teaches, 4 folds", "mean", folds=4),
         _answer(
