@@ -19,7 +19,7 @@ TITLES = {
 
 def benchmark(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All sides of one shape."""
-    spec = {**training.settings(args, folder)}
+    spec = training.settings(args, folder)
     load_before = record.load_average()
     sizes = training.call(folder, spec, action="prepare")
     runs = training.repeated(args, folder, spec, SIDES)
@@ -37,18 +37,12 @@ def benchmark(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "the same in processor time": ratio(sides["choice-alone"], sides["choice"], "cpu_seconds"),
     }
     labels = sides["labels"]["seconds"]["median"]
-    name = args.shape or Path(spec["new"]).name
     return {
-        "model": {"name": name, "random": bool(args.shape), **sizes},
-        "device": args.device,
-        "dtype": args.dtype,
-        "threads": args.threads,
+        **training.about(args, spec, sizes, load_before),
         "choices": args.choices,
         "prompt_tokens": args.length,
         "answer_tokens": args.answer_tokens,
         "inputs_per_micro_batch": args.tokens // args.length,
-        "repeats": args.repeat,
-        "load_average_before": load_before,
         "sides": sides,
         "ratios": {**steps, **saved},
         "tokens_alone_per_tree": scoring["tokens_alone_per_tree"],

@@ -223,6 +223,21 @@ def cache_cost(
     return result
 
 
+def about(
+    args: argparse.Namespace, spec: dict[str, Any], sizes: dict[str, Any], load_before: Any
+) -> dict[str, Any]:
+    """What every result says of itself."""
+    name = args.shape or Path(spec["new"]).name
+    return {
+        "model": {"name": name, "random": bool(args.shape), **sizes},
+        "device": args.device,
+        "dtype": args.dtype,
+        "threads": args.threads,
+        "repeats": args.repeat,
+        "load_average_before": load_before,
+    }
+
+
 def benchmark(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Everything of one size."""
     spec = settings(args, folder)
@@ -239,12 +254,8 @@ def benchmark(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     runs = repeated(args, folder, spec, chosen)
     sides = {side: summary(found, args) for side, found in runs.items()}
     rate = sides["compat"]["tokens_per_second"] * flops_per_token(sizes, args.length)
-    name = args.shape or Path(spec["new"]).name
     return {
-        "model": {"name": name, "random": bool(args.shape), **sizes},
-        "device": args.device,
-        "dtype": args.dtype,
-        "threads": args.threads,
+        **about(args, spec, sizes, load_before),
         "tokens": args.tokens,
         "length": args.length,
         "accumulation": args.accumulation,
@@ -253,8 +264,6 @@ def benchmark(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "mask": args.mask,
         "temperature": args.temperature,
         "wrong_share": args.wrong_share,
-        "repeats": args.repeat,
-        "load_average_before": load_before,
         "sides": sides,
         "share_of_matmul_rate": rate / sizes["matmul_flops"],
         "targets": targets(sides, sizes, args),

@@ -7,25 +7,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from muscle import copies, storage
-from muscle.answers import BOTH, Answers
+from muscle import storage
+from muscle.answers import Answers
 from muscle.artifacts import Artifact, Store
 from muscle.bases import Base
 from muscle.candidates import check_candidates, with_candidates, writing_query, written
 from muscle.evaluation.job import Ask, BaseJob, EvaluateJob, QuerySet
 from muscle.evaluation.units import collect, discard
 from muscle.losses.needs import needed_teachers
-from muscle.models.adapters import WEIGHTS
 from muscle.plan import Plan, Run, Step
-from muscle.predict import Evaluator
+from muscle.predict import Evaluator, longest_first
 from muscle.question_tables import read_questions, write_questions
 from muscle.steps import Workshop
 from muscle.tables import GROUP_ROWS, read_answers, write_answers, write_queries
 from muscle.teachers.choose import Choice
 from muscle.teachers.scores import write_scores
-from muscle.teaching import Teaching, adapter_folder
+from muscle.teaching import Readiness, Teaching, adapter_folder
 from muscle.training.job import CachedTeacher, Progress
-from muscle.types import Answer, Query, Question, Version
+from muscle.types import BOTH, Answer, Query, Question, Version
 
 CANDIDATES = "candidates.parquet"
 
@@ -38,25 +37,16 @@ def teaching_of(plan: Plan, store: Store, trainings: int | None = None) -> "Teac
     return made(plan, store, trainings)
 
 
-class Answering:
+class Answering(Readiness):
     """What `Teaching` is at level token, for level choice."""
 
     def __init__(self, plan: Plan, store: Store, trainings: int | None = None):
+        super().__init__(plan, store, trainings)
         assert plan.answers is not None
-        self.plan, self.store, self.trainings = plan, store, trainings
         self.answers: Answers = plan.answers
         asked = plan.experiment.resources.teachers
         but = "" if asked != "online" else "resources.teachers is online, but "
         self.choice = Choice(True, f"{but}scores of whole answers are always kept")
-
-    @property
-    def untrained(self) -> list[Run]:
-        """The runs whose compat adapter is still to be trained."""
-        if self.trainings is not None:
-            return self.plan.experiment.runs
-        adapters = self.plan.adapters.items()
-        steps = {run: s for (v, run), s in adapters if v == "compat" and s is not None}
-        return [run for run, s in steps.items() if self.store.find(s.kind, s.key) is None]
 
     def steps(self) -> list[Step]:
         """What the missing trainings read, in the order in which it is made."""
@@ -71,10 +61,6 @@ class Answering:
 
     def check(self) -> None:
         """Nothing: whatever the disk, it holds them."""
-
-    def lost(self) -> bool:
-        """Whether something that a training was to read isn't whole any more."""
-        return any(self.store.look_again(s.kind, s.key) is None for s in self.steps())
 
     def make(self, workshop: Workshop, launcher: Evaluator) -> None:
         """Have it all; what was answered before a stop stays."""
@@ -112,9 +98,10 @@ class Answering:
 
         def write(folder: Path) -> dict[str, Any]:
             notes: dict[str, Any] = {}
+            texts = self._texts(workshop, run) if self.answers.candidates else []
             for name, questions in zip(SPLITS, (asked.train, asked.validation), strict=True):
                 if self.answers.candidates:
-                    found = with_candidates(questions, self._texts(workshop, run))
+                    found = with_candidates(questions, texts)
                     check_candidates(found, f"the {name} inputs of '{self.plan.task.name}'")
                     notes[f"{name}_with_one_answer"] = len(found.same)
                     questions = found.questions
@@ -137,11 +124,7 @@ class Answering:
 
     def _ask(self, workshop: Workshop, launcher: Evaluator, steps: Sequence[Step]) -> None:
         """Have what teachers answer, in one pass over both bases."""
-        missing = workshop.missing(steps)
-        if not missing:
-            return
-        with workshop.leases(missing):
-            missing = workshop.missing(missing)
+        with workshop.taking(steps) as missing:
             if not missing:
                 return
             bases: dict[str, tuple[Base, dict[str, str], list[QuerySet]]] = {}
@@ -198,10 +181,8 @@ class Answering:
         """Queries in a file beside the answers to them, for as long as they are asked."""
         folder = storage.join(self.store.folder(step.kind, step.key), "asked")
         path = storage.join(folder, f"{name}.parquet")
-        # Neighbours of one length waste the least padding.
-        ordered = sorted(queries, key=_size, reverse=True)
         if not storage.exists(path):
-            write_queries(path, ordered, GROUP_ROWS)
+            write_queries(path, longest_first(queries), GROUP_ROWS)
         return QuerySet(path, (Ask(name, storage.join(folder, name)),))
 
     def _keep(self, workshop: Workshop, step: Step, sets: Sequence[QuerySet]) -> Artifact:
@@ -230,16 +211,6 @@ class Answering:
         places = self.answers.candidates if step.kind == "candidates" else self.answers.scores
         return next(who for who, s in places.items() if s.key == step.key)
 
-    def _identity(self, workshop: Workshop, step: Step) -> dict[str, Any]:
-        """What scores are made of: their key's inputs, and the adapter's weights as they are."""
-        folder = adapter_folder(self.plan, workshop, *self._who(step))
-        weights = storage.join(copies.fetch(folder), WEIGHTS)
-        return {**step.inputs, "weights": storage.sha256(weights)}
-
 
 def _scores(answer: Answer) -> list[float]:
     return [float(output.loglikelihood or 0.0) for output in answer.outputs]
-
-
-def _size(query: Query) -> int:
-    return sum(len(r.context) + len(r.continuation) for r in query.requests)

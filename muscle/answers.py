@@ -5,7 +5,7 @@ them, each run has its own: the candidates that its old and its new have written
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from muscle.bases import Base
@@ -14,14 +14,21 @@ from muscle.config import CompatibilityConfig, Experiment
 from muscle.errors import UserError
 from muscle.losses.needs import needed_teachers
 from muscle.questions import Questions, questions_of
-from muscle.recipes import PerBase, Run, Step, examples_step, identity, label_of, task_adapter
+from muscle.recipes import (
+    PerBase,
+    Run,
+    Step,
+    examples_step,
+    identity,
+    label_of,
+    per_base,
+    task_adapter,
+)
 from muscle.splits import training_split
 from muscle.tasks import Task, fold
-from muscle.types import Version
+from muscle.types import BOTH, Version
 
 DEFAULT_SAMPLES = CompatibilityConfig.model_fields["samples"].default
-
-BOTH: tuple[Version, Version] = ("old", "new")
 
 
 @dataclass(frozen=True)
@@ -151,11 +158,6 @@ def _base(bases: tuple[Base, Base], version: Version) -> Base:
     return bases[0] if version == "old" else bases[1]
 
 
-def _per_base(asked: Asked, make: Callable[[Version], Step]) -> PerBase:
-    new = make("new")
-    return PerBase(new if asked.old is asked.new else make("old"), new)
-
-
 def _candidates(
     experiment: Experiment,
     asked: Asked,
@@ -187,7 +189,7 @@ def _questions(
             label += f" of {version}"
         return Step("questions", label_of(experiment, label, run[0]) if written else label, inputs)
 
-    return _per_base(asked, step)
+    return per_base(asked.old is asked.new, step)
 
 
 def _scores(
@@ -224,16 +226,17 @@ def _folds(experiment: Experiment, reader: Reader, bases: tuple[Base, Base]) -> 
             f"setting 'compatibility.folds' is {count}, and only {len(parts)} examples of the "
             "training split differ: set fewer folds, or give more examples"
         )
+    alike = reader.chats is None
+    wholes = per_base(alike, lambda v: examples_step(experiment, reader.task, reader.chats, v))
     found = []
     for number, ids in enumerate(parts):
 
         def step(version: Version, number: int = number) -> Step:
-            whole = examples_step(experiment, reader.task, reader.chats, version)
+            whole = wholes.of(version)
             inputs = {**whole.inputs, "folds": count, "without": number}
             return Step("examples", f"{whole.label} without part {number + 1} of {count}", inputs)
 
-        new = step("new")
-        examples = PerBase(new if reader.chats is None else step("old"), new)
+        examples = per_base(alike, step)
         adapters: dict[tuple[Version, Run], Step] = {}
         for run in experiment.runs:
             for version in needed_teachers(experiment.compatibility):

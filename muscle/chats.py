@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from muscle.config import Experiment, VersionConfig
-from muscle.errors import UserError
+from muscle.errors import UserError, some
 from muscle.losses.needs import aligns_tokens
 from muscle.splits import training_split
 from muscle.tasks import Task
@@ -68,11 +68,11 @@ def chats_of(experiment: Experiment, task: Task) -> Chats | None:
     too_long = _too_long(experiment, splits, tokenizers)
     count = sum(map(len, splits["new"]))
     if too_long:
-        some = sorted(too_long)
+        names = sorted(too_long)
         notes.append(
-            f"{len(some)} of {count} training chats are longer than training.max_length "
+            f"{len(names)} of {count} training chats are longer than training.max_length "
             f"{experiment.training.max_length} in a template and train nobody: "
-            f"{', '.join(some[:3])}{', …' if len(some) > 3 else ''}"
+            f"{some(names)}"
         )
     for part, name in zip(splits["new"], ("training", "validation"), strict=True):
         if all(example.id in too_long for example in part):

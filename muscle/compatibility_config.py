@@ -92,7 +92,7 @@ class CompatibilityConfig(Part):
     teacher            whose distribution p is; `mix` is old's weight in mean and confident
     margin             by how much (nats) p's likeliest answer is to lead all others
     length_normalised  log-likelihoods by length, as acc_norm has it; default: as the task's
-                       metric does, and for written answers always
+                       metric does, and for written answers
     inputs             what is asked: "train" and unlabelled ones
     folds              teach the training split by adapters that haven't seen the example
     samples            answers drawn from each teacher beside its greedy one, where a model

@@ -1,6 +1,6 @@
 """Errors that are told apart: what a user can mend, and what only a new process can."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from muscle.credentials import redacted
 
@@ -35,3 +35,8 @@ class SomeFailedError(UserError):
 def breaks_device(error: BaseException) -> bool:
     """Whether every later call on the GPU fails too, whatever it is asked."""
     return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of many names, for a message."""
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

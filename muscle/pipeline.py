@@ -152,20 +152,14 @@ class Pipeline:
             self.workshop.once(step, write)
 
     def _train(self, steps: Sequence[Step]) -> None:
-        missing = self.workshop.missing(steps)
-        if not missing:
-            return
-        with self.workshop.leases(missing):
-            attempts = {
-                (s.kind, s.key): self.store.new_attempt(s.kind, s.key)
-                for s in self.workshop.missing(missing)
-            }
+        with self.workshop.taking(steps) as missing:
+            if not missing:
+                return
+            attempts = {(s.kind, s.key): self.store.new_attempt(s.kind, s.key) for s in missing}
             jobs = {key: self.train_job(key, attempt) for key, attempt in attempts.items()}
             self.launcher.train(list(jobs.values()), self.on_progress)
             for step in missing:
-                key = (step.kind, step.key)
-                if key in jobs:
-                    self.keep(step, jobs[key])
+                self.keep(step, jobs[step.kind, step.key])
 
     def keep(self, step: Step, job: TrainJob) -> None:
         """Commit what a training has left."""

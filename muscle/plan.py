@@ -1,7 +1,7 @@
 """What a run consists of: its steps, each with the key of the artifact it leaves
 (`muscle.recipes`)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from muscle.answers import Answers, Reader, lay_answers
@@ -30,6 +30,7 @@ from muscle.recipes import (
     examples_step,
     identity,
     interpolated_adapter,
+    per_base,
     predictions_step,
     task_adapter,
     teacher_cache,
@@ -145,7 +146,7 @@ def make_plan(experiment: Experiment, task: Task | None = None) -> Plan:
         if given.adapter is None and experiment.adapter.targets != "all-linear":
             check_targets(experiment.adapter, given.model, given.revision)
     chats = chats_of(experiment, task)
-    taught = _each(chats, lambda v: examples_step(experiment, task, chats, v))
+    taught = per_base(chats is None, lambda v: examples_step(experiment, task, chats, v))
     asked = asked_of(task, chats, "evaluation requests", experiment.evaluation.limit)
     notes = _notes(experiment, task, chats)
     reader = Reader(experiment, task, chats)
@@ -162,12 +163,7 @@ def asked_of(task: Task, chats: Chats | None, label: str, limit: int | None = No
         inputs = {"task": task.evaluation_fingerprint(limit, prompting)}
         return Step("queries", label if chats is None else f"{label} of {version}", inputs)
 
-    return _each(chats, step)
-
-
-def _each(chats: Chats | None, make: Callable[[Version], Step]) -> PerBase:
-    new = make("new")
-    return PerBase(new if chats is None else make("old"), new)
+    return per_base(chats is None, step)
 
 
 def vary(

@@ -164,8 +164,7 @@ class Predictor:
 
         def write(folder: Path) -> dict[str, Any]:
             queries = wanted.task.queries(self.evaluation.limit, wanted.prompting)
-            # Neighbours of one length waste the least padding.
-            queries.sort(key=_size, reverse=True)
+            queries = longest_first(queries)
             rows = max(GROUP_ROWS, len(queries) // MANY_GROUPS)
             write_queries(folder / "queries.parquet", queries, rows)
             return {"queries": len(queries)}
@@ -248,6 +247,12 @@ def software(libraries: Sequence[str]) -> dict[str, Any]:
         "libraries": {name: library_version(name) for name in libraries},
         "python": platform.python_version(),
     }
+
+
+def longest_first(queries: Sequence[Query]) -> list[Query]:
+    """Queries in the order in which they are asked: neighbours of one length waste the least
+    padding."""
+    return sorted(queries, key=_size, reverse=True)
 
 
 def _size(query: Query) -> int:

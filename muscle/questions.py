@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
+from functools import cached_property
 
 from muscle.config import Experiment
 from muscle.splits import training_split
@@ -28,7 +29,12 @@ class Questions:
     notes: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
-        """sha256 over all that is asked and known of it."""
+        """sha256 over all that is asked and known of it; reckoned once, since every trial of a
+        search makes a plan of the same questions."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         parts = [[astuple(q) for q in part] for part in (self.train, self.validation)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

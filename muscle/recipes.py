@@ -4,7 +4,7 @@ A key holds exactly what changes the artifact's numbers (by fingerprint, never b
 recipe version when the code changes them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +66,12 @@ class PerBase:
     def of(self, version: Version) -> Step:
         """The step of a version's base; new and compat share theirs."""
         return self.old if version == "old" else self.new
+
+
+def per_base(alike: bool, make: Callable[[Version], Step]) -> PerBase:
+    """The steps of both bases, the same one where these read alike."""
+    new = make("new")
+    return PerBase(new if alike else make("old"), new)
 
 
 def examples_step(

@@ -44,6 +44,14 @@ class Workshop:
                 stack.enter_context(self.store.lease(step.kind, step.key, waiting))
             yield
 
+    @contextmanager
+    def taking(self, steps: Sequence[Step]) -> Iterator[list[Step]]:
+        """Hold the leases of the steps that are missing; those that still are, once they are
+        held, since another driver may have been at them."""
+        missing = self.missing(steps)
+        with self.leases(missing):
+            yield self.missing(missing)
+
     def once(self, step: Step, make: Callable[[Path], dict[str, Any]]) -> Artifact:
         """The artifact of a step that runs here, on the driver: found, or made."""
         found = self.store.find(step.kind, step.key)

@@ -1,5 +1,6 @@
 """The teachers of a run: cached or online, making the caches, and what a training is told."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Protocol
@@ -30,8 +31,8 @@ class Cacher(Protocol):
         ...
 
 
-class Teaching:
-    """Decides once for a run; the same decision for all of its compat trainings.
+class Readiness(ABC):
+    """Has ready what the compat trainings of a plan are taught by.
 
     A search asks for what several trainings will read: `trainings` of each run, whether or
     not the plan's own compat adapter is there.
@@ -41,6 +42,42 @@ class Teaching:
         self.plan = plan
         self.store = store
         self.trainings = trainings
+
+    @property
+    def untrained(self) -> list[Run]:
+        """The runs whose compat adapter is still to be trained."""
+        if self.trainings is not None:
+            return self.plan.experiment.runs
+        runs = []
+        for (version, run), step in self.plan.adapters.items():
+            if version == "compat" and step is not None:
+                if self.store.find(step.kind, step.key) is None:
+                    runs.append(run)
+        return runs
+
+    @abstractmethod
+    def steps(self) -> list[Step]:
+        """What the missing trainings read, in the order in which it is made."""
+
+    def lost(self) -> bool:
+        """Whether something that a training was to read isn't whole any more: who finds a
+        damaged file removes it."""
+        return any(self.store.look_again(s.kind, s.key) is None for s in self.steps())
+
+    @abstractmethod
+    def _who(self, step: Step) -> tuple[Version, Run]:
+        """Whose signal a step leaves."""
+
+    def _identity(self, workshop: Workshop, step: Step) -> dict[str, Any]:
+        """What a signal is made of: its key's inputs, and the adapter's weights as they are,
+        since an adapter that is trained again under its key is equal up to rounding only."""
+        folder = adapter_folder(self.plan, workshop, *self._who(step))
+        weights = storage.join(copies.fetch(folder), WEIGHTS)
+        return {**step.inputs, "weights": storage.sha256(weights)}
+
+
+class Teaching(Readiness):
+    """Decides once for a run; the same decision for all of its compat trainings."""
 
     @cached_property
     def choice(self) -> Choice:
@@ -90,16 +127,11 @@ class Teaching:
             way = "cached" if self.choice.cached else "online"
             remark = f"{way}: {self.choice.reason}"
             workshop.on_progress(Progress("teachers", 1, 1, "teachers", remark))
-        missing = workshop.missing(self.steps())
-        if not missing:
-            return
-        with workshop.leases(missing):
-            missing = workshop.missing(missing)
-            if not missing:
-                return
-            job = self.job(workshop, missing)
-            launcher.cache(job, workshop.on_progress)
-            self.keep(job, missing)
+        with workshop.taking(self.steps()) as missing:
+            if missing:
+                job = self.job(workshop, missing)
+                launcher.cache(job, workshop.on_progress)
+                self.keep(job, missing)
 
     def keep(self, job: TeacherJob, steps: Sequence[Step]) -> None:
         """Commit the caches that a job, which may hold others too, has written."""
@@ -108,11 +140,6 @@ class Teaching:
             folder = self.store.shared_attempt(step.kind, step.key)
             known = finish(job, asks[folder])
             self.store.commit(step.kind, step.key, folder, step.inputs, {}, known)
-
-    def lost(self) -> bool:
-        """Whether a cache that a training was to read isn't whole any more: who finds a
-        damaged file removes it."""
-        return any(self.store.look_again(s.kind, s.key) is None for s in self.steps())
 
     def job(self, workshop: Workshop, steps: Sequence[Step]) -> TeacherJob:
         """What the launcher is told: for each base its signals."""
@@ -152,18 +179,6 @@ class Teaching:
                 found[version] = CachedTeacher(artifact.path, self._identity(workshop, step))
         return found
 
-    @property
-    def untrained(self) -> list[Run]:
-        """The runs whose compat adapter is still to be trained."""
-        if self.trainings is not None:
-            return self.plan.experiment.runs
-        runs = []
-        for (version, run), step in self.plan.adapters.items():
-            if version == "compat" and step is not None:
-                if self.store.find(step.kind, step.key) is None:
-                    runs.append(run)
-        return runs
-
     def _distinct(self, runs: Sequence[Run]) -> list[Step]:
         steps = [step for (_, run), step in self.plan.teachers.items() if run in runs]
         return list({step.key: step for step in steps}.values())
@@ -182,13 +197,6 @@ class Teaching:
             there = sum(storage.sizes(self.store.shared_attempt(step.kind, step.key)).values())
             size += max(1, tokens * width * itemsize - there)
         return size
-
-    def _identity(self, workshop: Workshop, step: Step) -> dict[str, Any]:
-        """What a cache is made of: its key's inputs, and the adapter's weights as they are,
-        since an adapter that is trained again under its key is equal up to rounding only."""
-        folder = adapter_folder(self.plan, workshop, *self._who(step))
-        weights = storage.join(copies.fetch(folder), WEIGHTS)
-        return {**step.inputs, "weights": storage.sha256(weights)}
 
 
 def _loss_tokens(plan: Plan) -> int:

@@ -17,6 +17,9 @@ Version = Literal["old", "new", "compat"]
 
 VERSIONS: tuple[Version, ...] = ("old", "new", "compat")
 
+BOTH: tuple[Version, Version] = ("old", "new")
+"""The two that teach the third."""
+
 AGAIN = "again"
 """Not a version of the update: old, trained with another seed. Its flips are the noise floor."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from muscle.compatibility_config import InputsConfig
 from muscle.config import Experiment
-from muscle.errors import UserError
+from muscle.errors import UserError, some
 from muscle.splits import tuning_halves
 from muscle.tasks import Task, limit_examples, limit_ids, load_task
 from muscle.tasks.prompting import Prompting
@@ -206,8 +206,3 @@ def reader_of(
 def _unlabelled(question: Question, name: str) -> Question:
     query = replace(question.query, id=name)
     return replace(question, query=query, gold=None, gold_text=None)
-
-
-def some(ids: Sequence[str]) -> str:
-    """The first few ids."""
-    return ", ".join(ids[:3]) + (", …" if len(ids) > 3 else "")

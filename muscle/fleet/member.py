@@ -20,9 +20,7 @@ from muscle.results import Measured, Results, check_gate
 from muscle.tasks import Task, load_task
 from muscle.training.job import OnProgress, Progress
 from muscle.training.settings import check_settings
-from muscle.types import AGAIN, VERSIONS, Version
-
-BOTH: tuple[Version, ...] = ("old", "new")
+from muscle.types import AGAIN, BOTH, VERSIONS, Version
 
 _RESULTS = (*WRITTEN, *VERSIONS, AGAIN, ALSO, "curves")
 

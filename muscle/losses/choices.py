@@ -23,7 +23,7 @@ something is scored, E scored tokens, D hidden size, V vocabulary.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -91,8 +91,7 @@ def choice_sums(
         slope_A = without_rounding(slope_A, scores_A, targets)
         gradient_ND = work.gradient(slope_A)
     sums = _detached(sums)
-    loss: Tensor = KnownGradient.apply(hidden, sums.loss, gradient_ND)
-    return LossSums(loss, sums.cross_entropy, sums.old_tokens, sums.kl_old, sums.kl_new)
+    return replace(sums, loss=KnownGradient.apply(hidden, sums.loss, gradient_ND))
 
 
 def loss_of_scores(
@@ -232,5 +231,4 @@ def _kl(log_p: Tensor, log_q: Tensor, targets: Targets) -> Tensor:
 
 
 def _detached(sums: LossSums) -> LossSums:
-    parts = (sums.loss, sums.cross_entropy, sums.old_tokens, sums.kl_old, sums.kl_new)
-    return LossSums(*(part.detach() for part in parts))
+    return LossSums(**{f.name: getattr(sums, f.name).detach() for f in fields(sums)})

@@ -13,9 +13,7 @@ from muscle.losses.needs import needed_teachers
 from muscle.planning.distilled import Distilled
 from muscle.planning.facts import Facts
 from muscle.planning.steps import StepEstimate, asking, identity_of, signals_of
-from muscle.types import Version
-
-BOTH: tuple[Version, Version] = ("old", "new")
+from muscle.types import BOTH, Version
 
 
 def pairs_of(facts: Facts) -> int:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from muscle.config import TaskConfig
-from muscle.errors import UserError
+from muscle.errors import UserError, some
 from muscle.tasks import asking
 from muscle.tasks.chat_rows import (
     Chat,
@@ -137,7 +137,7 @@ class ChatTask(Task):
             found.append(
                 f"{who}: its chat template rewrites earlier turns once later ones follow: "
                 f"{len(rewritten)} training chats train their last turn only "
-                f"({', '.join(e.id for e in rewritten[:3])}{', …' if len(rewritten) > 3 else ''})"
+                f"({some([e.id for e in rewritten])})"
             )
         tools = [chat for chat in self._chats["test"].values() if chat.tools]
         ignored = [c for c in tools if template.ignores(c.messages, c.tools)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from muscle.config import TaskConfig
-from muscle.errors import UserError
+from muscle.errors import UserError, some
 from muscle.tasks.examples import row_ids
 from muscle.tasks.files import Row, read_rows
 
@@ -110,10 +110,7 @@ def overlap_text(found: Mapping[str, str], total: int, which: str) -> str:
     by_reason: dict[str, list[str]] = defaultdict(list)
     for name, why in found.items():
         by_reason[why].append(name)
-    parts = [
-        f"{len(names)} by {why} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-        for why, names in by_reason.items()
-    ]
+    parts = [f"{len(names)} by {why} ({some(names)})" for why, names in by_reason.items()]
     head = f"{len(found)} of {total} {which} chats also stand in the test file"
     return f"{head}: {', '.join(parts)}"
 

@@ -1,7 +1,6 @@
 """Reading a teacher cache: the rows of any sequences, in any order, checked before first use."""
 
 import contextlib
-import json
 import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from muscle import storage
 from muscle.errors import UserError
 from muscle.models.load import torch_dtype
 from muscle.models.sequences import Sequences
+from muscle.teachers.identity import check_identity, check_same
 from muscle.teachers.shards import FORMAT, INDEX
 from muscle.teachers.staging import Content, InPlace, Place, Staged
 
@@ -44,27 +44,20 @@ def open_cache(
     index = storage.read_json(storage.join(path, INDEX))
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise UserError(f"teacher cache {path} is not whole (no {INDEX} of this version): {MEND}")
-    mine = json.loads(json.dumps(dict(identity)))
-    there = index["identity"]
-    for name in [*mine, *sorted(there.keys() - mine.keys())]:
-        _same(path, name, there.get(name), mine.get(name))
-    _same(path, "dtype", index["dtype"], dtype)
-    _same(path, "number of sequences", index["sequences"], len(sequences))
-    _same(path, "tokens fingerprint", index["tokens_fingerprint"], sequences.fingerprint())
+    what = f"teacher cache {path} was"
+    check_identity(what, index["identity"], identity, MEND)
+    for name, there, mine in (
+        ("dtype", index["dtype"], dtype),
+        ("number of sequences", index["sequences"], len(sequences)),
+        ("tokens fingerprint", index["tokens_fingerprint"], sequences.fingerprint()),
+    ):
+        check_same(what, name, there, mine, MEND)
     files = {
         file["file"]: Content(file["sha256"], file["size"])
         for file in [*index["shards"], index["head"]]
     }
     place = Staged(path, files) if storage.is_remote(path) else InPlace(path, files)
     return TeacherCache(place, index, sequences)
-
-
-def _same(path: str, name: str, there: Any, mine: Any) -> None:
-    if there != mine:
-        raise UserError(
-            f"teacher cache {path} was made of another {name}: {there!r} there and {mine!r} here: "
-            f"{MEND}"
-        )
 
 
 class TeacherCache:

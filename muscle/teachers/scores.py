@@ -19,6 +19,7 @@ from muscle import storage
 from muscle.copies import fetch
 from muscle.errors import UserError
 from muscle.tables import reason_line
+from muscle.teachers.identity import check_identity
 
 FILE = "scores.parquet"
 IDENTITY = b"muscle.identity"
@@ -52,21 +53,14 @@ def read_scores(folder: str, identity: Mapping[str, Any]) -> dict[str, list[floa
     """
     path = storage.join(storage.absolute(folder), FILE)
     try:
-        local = storage.join(fetch(storage.absolute(folder)), FILE)
-        table = pq.read_table(local)
+        table = pq.read_table(storage.join(fetch(storage.absolute(folder)), FILE))
     except (OSError, pa.ArrowException) as error:
         reason = reason_line(error)
         raise UserError(f"teacher's scores {path} can't be read ({reason}): {MEND}") from error
     noted = (table.schema.metadata or {}).get(IDENTITY)
     if noted is None or table.schema.remove_metadata() != SCHEMA:
         raise UserError(f"teacher's scores {path} are not what muscle writes: {MEND}")
-    there, mine = json.loads(noted), json.loads(json.dumps(dict(identity)))
-    for name in sorted({*there, *mine}):
-        if there.get(name) != mine.get(name):
-            raise UserError(
-                f"teacher's scores {path} were made of another {name}: {there.get(name)!r} there "
-                f"and {mine.get(name)!r} here: {MEND}"
-            )
+    check_identity(f"teacher's scores {path} were", json.loads(noted), identity, MEND)
     values = table["loglikelihoods"].combine_chunks().flatten().to_numpy()
     if not bool((abs(values) < float("inf")).all()):
         raise UserError(f"teacher's scores {path} hold NaN or infinity: {MEND}")

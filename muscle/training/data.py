@@ -3,7 +3,7 @@
 from typing import Any
 
 from muscle import storage
-from muscle.errors import UserError
+from muscle.errors import UserError, some
 from muscle.losses.needs import needed_teachers
 from muscle.models.load import load_tokenizer
 from muscle.models.sequences import Rows, Sequences, tokenise
@@ -57,8 +57,7 @@ def left_out(data: Rows) -> str | None:
     names = data.left_out if isinstance(data, ChoiceData) else ()
     if not names:
         return None
-    some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-    return f"{len(names)} inputs teach nothing, a teacher has no scores of them ({some})"
+    return f"{len(names)} inputs teach nothing, a teacher has no scores of them ({some(names)})"
 
 
 def _tokens(job: TrainJob, split: Split, tokenizer: Any) -> Sequences:
