@@ -94,7 +94,7 @@ def planned(case: dict[str, Any], device: str) -> dict[str, float]:
     peaks = trace_training(model, case["rows"], case["length"], case["checkpointing"])
     scored = case["rows"] * (case["length"] - 1)
     compat = case["role"] == "compat"
-    loss = CompatibilityConfig() if compat else None
+    loss = CompatibilityConfig(level="token") if compat else None
     itemsize = 4 if case["dtype"] == "float32" else 2
     memory = training_memory(
         model,
@@ -151,7 +151,7 @@ def train(case: dict[str, Any], device: str) -> None:
         old.requires_grad_(False).eval()
     if case["checkpointing"]:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    loss = CompatibilityConfig() if compat else None
+    loss = CompatibilityConfig(level="token") if compat else None
     student = Student(model, "new", Teachers(names, old), loss)
     engine = PlainEngine(student, TrainingConfig(), device)
     batch = random_batch(case, device)

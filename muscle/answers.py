@@ -43,6 +43,17 @@ class Asked:
         return self.old if version == "old" else self.new
 
 
+def settled(experiment: Experiment, task: Task) -> Experiment:
+    """The experiment with the level of its compat adapter, where that is left open: the one whose
+    settings the search varies, else the task's."""
+    space = experiment.tuning.space
+    level = space.named_level() if space else None
+    settings = experiment.compatibility.at(level or ("choice" if task.gives_choices else "token"))
+    if settings is experiment.compatibility:
+        return experiment
+    return experiment.model_copy(update={"compatibility": settings})
+
+
 class Reader:
     """Reads `compatibility.inputs`, each once however many trials ask for them."""
 

@@ -82,6 +82,9 @@ CHOICE_ONLY = (
 class CompatibilityConfig(Part):
     """The loss of the compatibility adapter, and what it is taught on.
 
+    Level auto is the one whose settings are given (token for labels alone, ce_weight 1), else
+    choice where the task gives its answers and token where a model writes them.
+
     Level token, as published (section 4, A.4):
         L = (1 - ce_weight) mean[old_weight m a_old + (1 - m) a_new] + ce_weight CE
     Level choice, over the K answers of an input, p the teachers' mixed distribution over
@@ -103,7 +106,7 @@ class CompatibilityConfig(Part):
     weight changes BA, at new's rank; 1 is the trained adapter itself.
     """
 
-    level: LevelName = "token"
+    level: LevelName | Literal["auto"] = "auto"
     mask: MaskName = "student-wrong"
     temperature: Annotated[float, Field(gt=0.0)] = 2.0
     ce_weight: Fraction = 0.0
@@ -123,12 +126,20 @@ class CompatibilityConfig(Part):
 
     @model_validator(mode="after")
     def _one_level(self) -> "CompatibilityConfig":
-        wrong, other = (CHOICE_ONLY, "choice") if self.level == "token" else (TOKEN_ONLY, "token")
-        for name in wrong:
-            if getattr(self, name) != type(self).model_fields[name].get_default():
+        token, choice = self._given(TOKEN_ONLY), self._given(CHOICE_ONLY)
+        if self.level == "auto":
+            if token and choice:
                 raise ValueError(
-                    f"'{name}' is of level {other}: set 'level: {other}' or leave it out"
+                    f"'{token[0]}' is of level token and '{choice[0]}' of level choice: leave one "
+                    "out"
                 )
+            if token or choice or self.ce_weight == 1.0:
+                object.__setattr__(self, "level", "choice" if choice else "token")
+        wrong, other = (choice, "choice") if self.level == "token" else (token, "token")
+        if wrong:
+            raise ValueError(
+                f"'{wrong[0]}' is of level {other}: set 'level: {other}' or leave it out"
+            )
         if self.mix is not None and self.teacher not in MIXED:
             raise ValueError(f"'mix' weighs the teachers mean and confident, not {self.teacher}")
         if self.folds is not None and "train" not in self.inputs:
@@ -138,6 +149,14 @@ class CompatibilityConfig(Part):
         if self.inputs.count("train") > 1:
             raise ValueError("'train' is among 'inputs' twice")
         return self
+
+    def _given(self, names: Sequence[str]) -> list[str]:
+        fields = type(self).model_fields
+        return [name for name in names if getattr(self, name) != fields[name].get_default()]
+
+    def at(self, level: LevelName) -> "CompatibilityConfig":
+        """These settings, at a level that was left to the task."""
+        return self.model_copy(update={"level": level}) if self.level == "auto" else self
 
     def _labels_are_read(self) -> None:
         """Refuse what means nothing without labels, where no input has any."""
@@ -163,7 +182,9 @@ class CompatibilityConfig(Part):
 
 def at_level(values: Mapping[str, Any]) -> dict[str, Any]:
     """Dumped settings without those that are of the other level, and so mean nothing."""
-    level = values.get("level", CompatibilityConfig.model_fields["level"].default)
+    level = values.get("level", "auto")
+    if level == "auto":  # nothing of either is given
+        return {n: v for n, v in values.items() if n not in (*TOKEN_ONLY, *CHOICE_ONLY)}
     other = TOKEN_ONLY if level == "choice" else CHOICE_ONLY
     return {name: value for name, value in values.items() if name not in other}
 

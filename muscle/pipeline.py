@@ -333,8 +333,8 @@ def check_output(experiment: Experiment, output: str) -> None:
     # who mends a setting after an error may go on in the same folder.
     if not storage.exists(storage.join(output, "report.json")):
         return
-    mine = numbers(experiment)
     there = storage.read_json(storage.join(output, "experiment.json"))
+    mine = numbers(_at_level_of(there, experiment))
     if there is None:
         raise UserError(f"{output} holds a report but no experiment: choose another --output")
     difference = first_difference(_today(there), mine)
@@ -343,6 +343,16 @@ def check_output(experiment: Experiment, output: str) -> None:
             f"{output} holds another experiment ({difference}): choose another --output, or "
             "share finished steps between experiments with the setting 'storage'"
         )
+
+
+def _at_level_of(there: Any, experiment: Experiment) -> Experiment:
+    """An experiment whose level its task is still to decide, at the level that a record has."""
+    settings = recorded(there).get("compatibility") if isinstance(there, dict) else None
+    level = settings.get("level") if isinstance(settings, dict) else None
+    if level not in ("token", "choice"):
+        return experiment
+    compatibility = experiment.compatibility.at(level)
+    return experiment.model_copy(update={"compatibility": compatibility})
 
 
 def _today(there: Any) -> Any:

@@ -4,7 +4,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from muscle.answers import Answers, Reader, lay_answers
+from muscle.answers import Answers, Reader, lay_answers, settled
 from muscle.bases import (
     Base,
     check_tokenizers,
@@ -140,6 +140,7 @@ def make_plan(experiment: Experiment, task: Task | None = None) -> Plan:
         UserError: whatever is wrong with task, data, models, adapters or tokenizers.
     """
     task = task or load_task(experiment.task)
+    experiment = settled(experiment, task)
     old, new = (resolve_base(version, name) for name, version in versions_of(experiment))
     tokenizer = check_tokenizers(experiment)
     for given in (experiment.old, experiment.new):

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from muscle import storage
+from muscle.answers import settled
 from muscle.bases import check_tokenizers
 from muscle.bench import Parts, tuning_parts
 from muscle.compatibility_config import recorded
@@ -16,6 +17,7 @@ from muscle.metrics.power import needed_examples, smallest_difference
 from muscle.pipeline import first_difference, numbers
 from muscle.plan import Plan, make_plan, vary
 from muscle.splits import training_split
+from muscle.tasks import load_task
 from muscle.tuning.space import Space, make_space
 
 READS = "what it reads"
@@ -78,6 +80,8 @@ def plan_search(experiment: Experiment) -> SearchPlan:
     Raises:
         UserError: whatever is wrong with those; halves too small for `tuning.difference`.
     """
+    task = load_task(experiment.task)
+    experiment = settled(experiment, task)
     space = make_space(experiment)
     if experiment.training.tuning_fraction is None:
         training = experiment.training.model_copy(update={"tuning_fraction": TUNING_FRACTION})
@@ -86,7 +90,7 @@ def plan_search(experiment: Experiment) -> SearchPlan:
     # With settings that read both teachers, so that two tokenizers are refused.
     reading = CompatibilityConfig(level="token" if tokens else "choice")
     both = experiment.model_copy(update={"compatibility": reading})
-    plan = vary(make_plan(both), experiment.compatibility)
+    plan = vary(make_plan(both, task), experiment.compatibility)
     parts = tuning_parts(plan)
     _check_halves(experiment, parts)
     train, validation = training_split(experiment, plan.task)

@@ -4,7 +4,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from muscle.compatibility_config import Inputs, LevelName, TeacherName
+from muscle.compatibility_config import (
+    CHOICE_ONLY,
+    TOKEN_ONLY,
+    Inputs,
+    LevelName,
+    TeacherName,
+)
 from muscle.settings import Interpolation, MaskName, Part, Positive, RangeConfig, Values
 
 TUNING_FRACTION = 0.2
@@ -35,6 +41,14 @@ class SpaceConfig(Part):
     old_weight: Values | None = None
     learning_rate: Values | None = None
     epochs: list[int] | RangeConfig | None = None
+
+    def named_level(self) -> LevelName | None:
+        """The level that all settings given are of, where only one has some and none is listed."""
+        given = {name for name in type(self).model_fields if getattr(self, name) is not None}
+        token, choice = not given.isdisjoint(TOKEN_ONLY), not given.isdisjoint(CHOICE_ONLY)
+        if token == choice or "level" in given:
+            return None
+        return "token" if token else "choice"
 
 
 class TuningConfig(Part):

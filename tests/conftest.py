@@ -180,7 +180,7 @@ def make_compat(
             "compat",
             start=trained["new"],
             old=VersionConfig(model=tiny_models["old"], adapter=trained["old"]),
-            loss=CompatibilityConfig(**loss),
+            loss=CompatibilityConfig.model_validate({"level": "token", **loss}),
         )
 
     return make

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from muscle import copies, storage
+from muscle.answers import settled
 from muscle.artifacts import Store
 from muscle.compare import REPORT, WRITTEN
 from muscle.config import CompatibilityConfig
@@ -153,7 +154,7 @@ def resolve(
 def _plan(member: Member, task: Task) -> Plan:
     """A member's plan. Where only old's teaching can't be, as with two tokenizers, old and new are
     compared all the same, and what a compat adapter would meet is kept."""
-    experiment = member.entry.experiment
+    experiment = settled(member.entry.experiment, task)
     try:
         return make_plan(experiment, task)
     except UserError as error:
@@ -174,7 +175,7 @@ def claim(member: Member) -> None:
         UserError: the folder can't be written.
     """
     path = storage.join(member.folder, "experiment.json")
-    mine = numbers(member.entry.experiment)
+    mine = numbers(member.works.experiment)
     there = storage.read_json(path)
     if there == mine:
         return
@@ -193,7 +194,7 @@ def publish(member: Member) -> None:
     """
     assert member.measured is not None
     if "compat" not in member.versions:  # of a stricter gate, say
-        for place in _places(member.folder, numbers(member.entry.experiment)):
+        for place in _places(member.folder, numbers(member.works.experiment)):
             storage.remove(storage.join(place, "compat"))
     member.results(member.versions).write((), member.measured, member.best)
     member.published = True

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from muscle import copies, storage
-from muscle.answers import Reader
+from muscle.answers import Reader, settled
 from muscle.chats import Chats, chat_split, chats_of
 from muscle.config import AdapterConfig, Experiment, ResourcesConfig, VersionConfig
 from muscle.errors import UserError
@@ -179,6 +179,8 @@ def gather_facts(experiment: Experiment, output: str) -> Facts:
         UserError: whatever is wrong with task, data, models, adapters or hardware.
     """
     hardware = find_hardware(experiment.hardware)  # first: it is quick to be wrong about
+    task = load_task(experiment.task)
+    experiment = settled(experiment, task)
     versions = {"old": experiment.old, "new": experiment.new}
     tokenizers = {name: _named(name, _tokenizer, version) for name, version in versions.items()}
     reason = same_ids(tokenizers["old"], tokenizers["new"])
@@ -188,7 +190,6 @@ def gather_facts(experiment: Experiment, output: str) -> Facts:
         name: _named(name, lambda v: load_config(v.model, v.revision, weights=False), version)
         for name, version in versions.items()
     }
-    task = load_task(experiment.task)
     models: dict[Any, MetaModel] = {}
     old, new = (
         _named(name, _models, version, experiment, configs[name], models)

@@ -88,6 +88,11 @@ class Task:
         """Whether the model writes answers (else it scores given ones)."""
         return bool(self._harness.OUTPUT_TYPE == "generate_until")
 
+    @property
+    def gives_choices(self) -> bool:
+        """Whether it gives the answers that a model chooses from."""
+        return bool(self._harness.OUTPUT_TYPE == "multiple_choice")
+
     def settings(self) -> dict[str, Any]:
         """What of the task's own settings changes its prompts or answers, as JSON values."""
         config = getattr(self._harness, "config", None)

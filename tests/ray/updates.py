@@ -11,6 +11,7 @@ def update(name: str, evaluated: int, **training: Any) -> dict[str, Any]:
         "old": {"model": "testbed:v1"},
         "new": {"model": "testbed:v2"},
         "adapter": {"r": 4, "alpha": 8},
+        "compatibility": {"level": "token"},
         "training": {
             "learning_rate": 2e-3,
             "warmup_steps": 5,

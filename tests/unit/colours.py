@@ -30,6 +30,7 @@ def colour_settings(models: dict[str, str], data: Path) -> dict[str, Any]:
         "old": {"model": models["old"]},
         "new": {"model": models["new"]},
         "adapter": {"r": 2, "alpha": 4},
+        "compatibility": {"level": "token"},
         "training": {
             "learning_rate": 1e-2,
             "warmup_steps": 1,

@@ -90,6 +90,7 @@ def settings(tmp_path: Path, bases: dict[str, str]) -> dict[str, Any]:
         "old": {"model": bases["old"]},
         "new": {"model": bases["new"]},
         "adapter": {"r": 4, "alpha": 8},
+        "compatibility": {"level": "token"},
         "training": {
             "learning_rate": 1e-2,
             "warmup_steps": 0,

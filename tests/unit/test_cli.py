@@ -171,7 +171,8 @@ def test_two_tokenizers(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    extra = ["--set", f"old.model={tiny_models['other']}"]
+    tokens = ["--set", "compatibility.level=token"]
+    extra = ["--set", f"old.model={tiny_models['other']}", *tokens]
     assert "ce_weight: 1" in fails(["run", str(experiment), *extra], capsys, tmp_path)
 
 

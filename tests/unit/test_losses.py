@@ -379,7 +379,7 @@ def test_needed_teachers() -> None:
     assert needed_teachers(CompatibilityConfig(ce_weight=1.0)) == ()
     assert needed_teachers(CompatibilityConfig(mask="always-old")) == ("old",)
     assert needed_teachers(CompatibilityConfig(mask="never-old")) == ("new",)
-    assert needed_teachers(CompatibilityConfig()) == ("old", "new")
+    assert needed_teachers(CompatibilityConfig(level="token")) == ("old", "new")
 
 
 def test_reported_parts_make_up_the_loss() -> None:

@@ -117,14 +117,14 @@ def test_resources_names_and_paths_change_no_key(
     ("change", "changed"),
     [
         ({"compatibility": {"mask": "old-right"}}, {"train compat", "evaluate compat"}),
-        ({"compatibility": {"epochs": 3}}, {"train compat", "evaluate compat"}),
+        ({"compatibility": {"level": "token", "epochs": 3}}, {"train compat", "evaluate compat"}),
         ({"evaluation": {"limit": 5}}, {"evaluation requests", "evaluate *"}),
         ({"evaluation": {"dtype": "bfloat16"}}, {"evaluate *"}),
         ({"data_seed": 1}, {"training examples", "train *", "evaluate *"}),
         ({"seeds": [7]}, {"train *", "evaluate *"}),
         ({"adapter": {"r": 3, "alpha": 4}}, {"train *", "evaluate *"}),
         ({"tuning": {"trials": 3, "epsilon": 0.1, "space": {"ce_weight": [0.1]}}}, set()),
-        ({"compatibility": {"interpolation": 1.0}}, set()),
+        ({"compatibility": {"level": "token", "interpolation": 1.0}}, set()),
         ({"gate": {"max_nfr": 0.02}, "report": {"text": "none", "min_slice": 3}}, set()),
     ],
 )
@@ -170,7 +170,7 @@ def test_an_interpolation_is_made_of_what_is_there(
     from safetensors.torch import load_file
 
     plain = {s.label: s.key for s in make_plan(make(base)).steps()}
-    half = make(base, compatibility={"interpolation": 0.5})
+    half = make(base, compatibility={"level": "token", "interpolation": 0.5})
     plan = make_plan(half)
     labels = [s.label for s in plan.steps()]
     assert labels.index("train compat") < labels.index("interpolate compat x 0.5")

@@ -292,7 +292,8 @@ def test_zero3_shards_a_base_that_is_more_than_what_it_keeps_gathered() -> None:
 def test_logits_stay_within_a_chunk() -> None:
     few = logit_bytes(10, 1000, "float32", "cpu", None)
     assert few == 4 * 10 * 1000
-    many = [logit_bytes(n, 32_000, "bfloat16", "cuda", CompatibilityConfig()) for n in (5e3, 5e6)]
+    loss = CompatibilityConfig(level="token")
+    many = [logit_bytes(n, 32_000, "bfloat16", "cuda", loss) for n in (5e3, 5e6)]
     assert many[1] <= many[0] * 1.3
     plain = logit_bytes(5000, 32_000, "bfloat16", "cuda", None)
     masks = [CompatibilityConfig(mask=m) for m in ("never-old", "student-wrong", "old-right")]
@@ -439,6 +440,7 @@ def seven(tmp_path_factory: pytest.TempPathFactory) -> Facts:
         "task": {"name": "jars", "prompt": "Question: {{q}}\nAnswer:", **task},
         "old": {"model": str(root / "old")},
         "new": {"model": str(root / "new")},
+        "compatibility": {"level": "token"},
         "hardware": {"gpu": "A100-80GB", "price_per_hour": 2.5},
     }
     (root / "seven.yaml").write_text(yaml.safe_dump(settings))

@@ -17,6 +17,7 @@ from muscle.tuning.space import Space, default_space, make_space
 def experiment(space: dict[str, Any] | None = None, **settings: Any) -> Experiment:
     tuning = {} if space is None else {"tuning": {"space": space}}
     basic = {"name": "e", "task": "piqa", "old": {"model": "a"}, "new": {"model": "b"}}
+    settings["compatibility"] = {"level": "token", **settings.get("compatibility", {})}
     return Experiment.model_validate({**basic, **tuning, **settings})
 
 

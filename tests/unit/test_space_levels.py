@@ -29,8 +29,8 @@ def experiment(
     space: dict[str, Any] | None = None, compatibility: dict[str, Any] | None = None, **more: Any
 ) -> Experiment:
     tuning = {} if space is None else {"tuning": {"space": space}}
-    given = {**BASIC, **tuning, **more, "compatibility": compatibility or {}}
-    return Experiment.model_validate(given)
+    own = {"level": "token", **(compatibility or {})}
+    return Experiment.model_validate({**BASIC, **tuning, **more, "compatibility": own})
 
 
 def refused(space: dict[str, Any], **compatibility: Any) -> str:

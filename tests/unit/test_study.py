@@ -20,7 +20,8 @@ Result = tuple[float, float, float]  # nfr, score, violation
 
 def make(**parameters: Any) -> Space:
     settings = {"name": "e", "task": "piqa", "old": {"model": "a"}, "new": {"model": "b"}}
-    return make_space(Experiment.model_validate({**settings, "tuning": {"space": parameters}}))
+    more = {"tuning": {"space": parameters}, "compatibility": {"level": "token"}}
+    return make_space(Experiment.model_validate({**settings, **more}))
 
 
 REAL = make(

@@ -146,7 +146,7 @@ def test_a_damaged_cache_is_made_again(base: dict[str, Any], tmp_path: Path) -> 
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
     shard.write_bytes(bytes(data))
-    other = make(apart, compatibility={"temperature": 1.0})
+    other = make(apart, compatibility={"level": "token", "temperature": 1.0})
     cached, _ = run(other, tmp_path / "b")
     assert len(cached) == 1
     assert (tmp_path / "b" / "report.json").exists()
