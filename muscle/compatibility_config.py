@@ -111,7 +111,7 @@ class CompatibilityConfig(Part):
     temperature: Annotated[float, Field(gt=0.0)] = 2.0
     ce_weight: Fraction = 0.0
     old_weight: Annotated[float, Field(ge=0.0)] = 1.0
-    teacher: TeacherName = "mean"
+    teacher: TeacherName = "confident"
     mix: Fraction | None = None  # default: 0.5
     margin: Annotated[float, Field(ge=0.0)] = 0.0
     focus: Annotated[float, Field(ge=0.0)] = 0.0

@@ -120,7 +120,7 @@ def test_scores_are_what_evaluation_says_and_are_made_once(
 def test_a_second_run_does_nothing_and_the_curve_is_per_input(
     base: dict[str, Any], tmp_path: Path
 ) -> None:
-    plan = plan_of(base, mix=0.25, epochs=2)
+    plan = plan_of(base, teacher="mean", mix=0.25, epochs=2)
     run(plan, tmp_path / "out")
     again = Counting()
     run(plan, tmp_path / "out", again)

@@ -192,7 +192,7 @@ def test_a_dry_run_shows_the_settings_of_its_level(
     experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for level, there, other in (
-        ("choice", "teacher: mean", "mask:"),
+        ("choice", "teacher: confident", "mask:"),
         ("token", "mask:", "teacher:"),
     ):
         with pytest.raises(SystemExit) as stopped:

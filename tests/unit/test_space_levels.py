@@ -50,7 +50,7 @@ def test_the_default_varies_what_whole_answers_have_and_no_mask() -> None:
     names = ["teacher", "mix", "temperature", "margin", "learning_rate", "epochs"]
     assert list(space.parameters) == names
     assert space.start(e) == {
-        "teacher": "mean",
+        "teacher": "confident",
         "mix": 0.5,
         "temperature": 2.0,
         "margin": 0.0,
@@ -131,7 +131,7 @@ def test_the_start_is_of_the_experiments_level() -> None:
         "mask": "student-wrong",
         "temperature": 2.0,
     }
-    own = {"level": "choice", "inputs": ["train"], "folds": 3}
+    own = {"level": "choice", "teacher": "mean", "inputs": ["train"], "folds": 3}
     choice = experiment(BOTH, own)
     assert make_space(choice).start(choice) == {
         "level": "choice",
