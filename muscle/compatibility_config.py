@@ -79,6 +79,13 @@ CHOICE_ONLY = (
 )
 
 
+def level_of(name: str) -> LevelName | None:
+    """The level that alone has a setting; None: both have it."""
+    if name in TOKEN_ONLY:
+        return "token"
+    return "choice" if name in CHOICE_ONLY else None
+
+
 class CompatibilityConfig(Part):
     """The loss of the compatibility adapter, and what it is taught on.
 
@@ -181,12 +188,10 @@ class CompatibilityConfig(Part):
 
 
 def at_level(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Dumped settings without those that are of the other level, and so mean nothing."""
+    """Dumped settings without those that are of another level, and so mean nothing; with auto
+    nothing of either is given."""
     level = values.get("level", "auto")
-    if level == "auto":  # nothing of either is given
-        return {n: v for n, v in values.items() if n not in (*TOKEN_ONLY, *CHOICE_ONLY)}
-    other = TOKEN_ONLY if level == "choice" else CHOICE_ONLY
-    return {name: value for name, value in values.items() if name not in other}
+    return {name: value for name, value in values.items() if level_of(name) in (None, level)}
 
 
 def recorded(experiment: Mapping[str, Any]) -> dict[str, Any]:

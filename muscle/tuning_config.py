@@ -4,13 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from muscle.compatibility_config import (
-    CHOICE_ONLY,
-    TOKEN_ONLY,
-    Inputs,
-    LevelName,
-    TeacherName,
-)
+from muscle.compatibility_config import Inputs, LevelName, TeacherName, level_of
 from muscle.settings import Interpolation, MaskName, Part, Positive, RangeConfig, Values
 
 TUNING_FRACTION = 0.2
@@ -44,11 +38,9 @@ class SpaceConfig(Part):
 
     def named_level(self) -> LevelName | None:
         """The level that all settings given are of, where only one has some and none is listed."""
-        given = {name for name in type(self).model_fields if getattr(self, name) is not None}
-        token, choice = not given.isdisjoint(TOKEN_ONLY), not given.isdisjoint(CHOICE_ONLY)
-        if token == choice or "level" in given:
-            return None
-        return "token" if token else "choice"
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        levels = {level_of(name) for name in given} - {None}
+        return levels.pop() if len(levels) == 1 and self.level is None else None
 
 
 class TuningConfig(Part):

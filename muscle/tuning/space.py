@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from muscle.compatibility_config import (
-    CHOICE_ONLY,
     MIXED,
-    TOKEN_ONLY,
     Inputs,
     LevelName,
     inputs_text,
+    level_of,
 )
 from muscle.config import CompatibilityConfig, Experiment, RangeConfig, SpaceConfig
 from muscle.errors import UserError
@@ -80,7 +79,7 @@ class Space:
 
     def _means(self, name: str, params: Mapping[str, Any]) -> bool:
         level = params.get("level")
-        if level is not None and name in (CHOICE_ONLY if level == "token" else TOKEN_ONLY):
+        if level is not None and level_of(name) not in (None, level):
             return False
         if name == "mix" and "teacher" in params:
             return params["teacher"] in MIXED
@@ -156,8 +155,8 @@ class Space:
         values = {**experiment.compatibility.model_dump(), **params}
         if "inputs" in params:
             values["inputs"] = list(self.inputs[params["inputs"]])
-        other = CHOICE_ONLY if values["level"] == "token" else TOKEN_ONLY
-        without = {name for name in other if name not in params}
+        here = (None, values["level"])
+        without = {name for name in values if level_of(name) not in here and name not in params}
         if values["teacher"] not in MIXED and "mix" not in params:
             without.add("mix")
         if "train" not in values["inputs"]:
@@ -311,7 +310,7 @@ def _check_means(space: Space, experiment: Experiment) -> None:
     own = experiment.compatibility
     levels = space.levels(experiment)
     for name in space.parameters:
-        of = "choice" if name in CHOICE_ONLY else "token" if name in TOKEN_ONLY else None
+        of = level_of(name)
         if of is not None and of not in levels:
             raise UserError(
                 f"setting 'tuning.space.{name}' is of level {of}, and the level is {levels[0]}: "
@@ -361,7 +360,7 @@ def _check_list(where: str, name: str, values: list[Any]) -> None:
 
 def _check_value(where: str, name: str, value: Any) -> None:
     """Whether `CompatibilityConfig` takes it; its ranges are intervals, so ends are enough."""
-    level = "choice" if name in CHOICE_ONLY else "token"
+    level = level_of(name) or "token"
     try:
         CompatibilityConfig.model_validate({"level": level, name: value})
     except ValidationError as error:
