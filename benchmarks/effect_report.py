@@ -32,7 +32,7 @@ def write_page(
         "screen": screen_tables(records),
         "aim": aim_table(cells, best),
         "cells": "\n\n".join(cell_section(cell, best, page) for cell in cells) or "Nothing yet.",
-        "growth": growth_section(cells, page),
+        "growth": growth_section(records, page),
         "flips": flips_table(cells, best),
         "left-out": left_out(work, records, best),
     }
@@ -261,24 +261,30 @@ def _verdict(check: Check | None) -> str:
     return f"no, by {100 * missed:.1f} points" if score else f"no, by {missed:.2f}"
 
 
-def growth_section(cells: Sequence[Cell], page: Path) -> str:
-    """Plots of what is varied, of the cells where it was."""
+def _lines(cell: Cell, what: str) -> dict[str, list[tuple[float, Value, Value]]]:
+    """Teacher -> (what is varied, flips, score), where there are two points or more."""
+    lines = {}
+    for teacher, points_ in GROWTH[what].items():
+        there = [(x, cell.rates(m, [0])) for x, m in points_ if 0 in cell.seeds(m)]
+        if len(there) > 1:
+            lines[f"{teacher} teaches"] = [
+                (x, value_of(rates.flips), value_of(100 * rates.score)) for x, rates in there
+            ]
+    return lines
+
+
+def growth_section(records: Sequence[Record], page: Path) -> str:
+    """Plots of what is varied, of the screened cells: by the part that has most of it, since the
+    test may have been asked of the best methods only."""
     found = []
-    for cell in cells:
-        if cell.name not in SCREENED:
-            continue
-        for what, teachers in GROWTH.items():
-            lines: dict[str, list[tuple[float, Value, Value]]] = {}
-            for teacher, points_ in teachers.items():
-                there = [(x, m) for x, m in points_ if 0 in cell.seeds(m)]
-                if len(there) > 1:
-                    lines[f"{teacher} teaches"] = [
-                        (x, value_of(r.flips), value_of(100 * r.score))
-                        for x, m in there
-                        for r in [cell.rates(m, [0])]
-                    ]
-            if not lines:
+    for of in SCREENED:
+        parts = [cell for part in ("test", "tuning") if (cell := cell_of(records, of, part))]
+        for what in GROWTH:
+            drawn = [(cell, _lines(cell, what)) for cell in parts]
+            drawn = [(cell, lines) for cell, lines in drawn if lines]
+            if not drawn:
                 continue
+            cell, lines = max(drawn, key=lambda one: sum(map(len, one[1].values())))
             words = {"inputs": "unlabelled inputs over labelled", "mix": "old's weight"}
             name = f"growth-{what}-{cell.name}.svg"
             title = f"{label(cell)}, seed 0"
@@ -291,7 +297,7 @@ def growth_section(cells: Sequence[Cell], page: Path) -> str:
             found.append(
                 f"![{what}, {title}]({page.stem}/{name})\n\n"
                 + table(["teacher", words.get(what, what), flips_name(cell), "score"], rows)
-                + f"\n\n{title}, {part_words(cell)}."
+                + f"\n\n{title}, {'test split' if cell.part == 'test' else 'tuning data'}."
             )
     return "\n\n".join(found) or "Nothing yet."
 
@@ -342,7 +348,8 @@ def left_out(work: Path, records: Sequence[Record], best: Sequence[str]) -> str:
             for r in records
             if r["cell"] == name and r.get("impossible")
         }
-        absent = [m for m in wanted if m not in cell.methods and m not in impossible]
+        ran = {r["method"] for r in records if r["cell"] == name}
+        absent = [m for m in wanted if m not in ran]
         if absent:
             said.append(f"- {label(cell)}: without {', '.join(absent)}.")
         fewer = len(cell.seeds())

@@ -331,6 +331,24 @@ def test_the_page_says_what_was_measured_and_what_was_left_out(
     assert found["cells"][CELL]["methods"]["new"]["nfr"][0] == pytest.approx(rates.nfr[0], rel=1e-4)
 
 
+def test_what_was_only_screened_is_shown_and_not_called_left_out(
+    work: Path, tmp_path: Path
+) -> None:
+    """The best are asked the test, and the growth of the effect stays that of the tuning data."""
+    page = tmp_path / "docs" / "effect.md"
+    by = METHODS["by-mean+u"]
+    tuned = study(1, "tuning")
+    like = next(r for r in tuned if r["method"] == "by-old+u")
+    grown = [{**like, "method": name} for name in (by.name, "by-mean+4000")]
+    effect_report.write_page(work, [*study(), *tuned, *grown], ["by-old+u"], page, tmp_path / "r")
+    text = page.read_text(encoding="utf-8")
+    growth = text.split("<!-- table growth -->")[1].split("<!-- end -->")[0]
+    assert "seed 0, tuning data." in growth and "| mean teaches | 2 |" in growth
+    assert (page.parent / "effect" / f"growth-inputs-{CELL}.svg").is_file()
+    without = text.split("<!-- table left-out -->")[1].split(" without ")[1].splitlines()[0]
+    assert "by-mean+8000" in without and "by-mean+4000" not in without
+
+
 def test_words_between_the_tables_stay_and_tables_are_replaced(work: Path, tmp_path: Path) -> None:
     page = tmp_path / "effect.md"
     effect_report.write_page(work, study(1, "tuning"), [], page, tmp_path / "r")
