@@ -6,23 +6,30 @@ from pathlib import Path
 import pytest
 from processes import kill_when, muscle
 
+from muscle.alone import Alone
+from muscle.evaluate import Evaluating, plan_evaluation
+from muscle.experiment import build_evaluation, given_settings
 from muscle.tables import read_predictions
 
 pytestmark = pytest.mark.slow
 
-MODELS = ("--model", "old=testbed:v1", "--model", "new=testbed:v2")
+MODELS = {"old": "v1", "new": "v2"}
+TASKS = ("testbed_choice", "testbed_summary")
+LIMIT = 600
 
 
-def arguments(output: Path, *more: str) -> list[str]:
-    tasks = ("--task", "testbed_choice,testbed_summary", "--limit", "600")
-    return ["evaluate", *tasks, *MODELS, "--output", str(output), *more]
+def arguments(output: Path) -> list[str]:
+    models = [part for n, base in MODELS.items() for part in ("--model", f"{n}=testbed:{base}")]
+    tasks = ("--task", ",".join(TASKS), "--limit", str(LIMIT))
+    return ["evaluate", *tasks, *models, "--output", str(output)]
 
 
 def test_killed_on_the_way_it_ends_with_the_same_numbers(tmp_path: Path) -> None:
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    printed = muscle(*arguments(undisturbed)).stdout
-    for word in ("testbed_choice", "testbed_summary", "acc", "rouge1", "evaluation.json"):
-        assert word in printed
+    # In one process: it isn't disturbed there, and Ray is to come to the same bytes.
+    settings = given_settings(TASKS, [f"{name}=testbed:{base}" for name, base in MODELS.items()])
+    config = build_evaluation({**settings, "evaluation": {"limit": LIMIT}})
+    Evaluating(plan_evaluation(config), str(undisturbed), Alone("cpu"), lambda _: None).run()
 
     def parts() -> list[Path]:
         return list(killed.glob("artifacts/predictions/*/answers/*.parquet"))
@@ -36,13 +43,15 @@ def test_killed_on_the_way_it_ends_with_the_same_numbers(tmp_path: Path) -> None
 
     kill_when(kept_then_more, arguments(killed))
     assert {path: path.stat().st_mtime_ns for path in there} == there  # never asked again
-    muscle(*arguments(killed))
+    printed = muscle(*arguments(killed)).stdout
+    for word in (*TASKS, "acc", "rouge1", "evaluation.json"):
+        assert word in printed
     assert not parts()  # judged and done with
     assert (killed / "evaluation.json").read_bytes() == (
         undisturbed / "evaluation.json"
     ).read_bytes()
-    for name in ("old", "new"):
-        for task in ("testbed_choice", "testbed_summary"):
+    for name in MODELS:
+        for task in TASKS:
             a, b = (read_predictions(o / name / f"{task}.parquet") for o in (killed, undisturbed))
             assert [(r.id, r.prediction, r.score) for r in a] == [
                 (r.id, r.prediction, r.score) for r in b

@@ -15,7 +15,10 @@ from updates import update
 from muscle.alone import Alone
 from muscle.bench import Bench
 from muscle.config import Experiment
+from muscle.experiment import load_experiment
 from muscle.launch.ray_launcher import RayLauncher
+from muscle.pipeline import Pipeline
+from muscle.plan import make_plan
 from muscle.search import plan_search
 from muscle.training.job import Progress
 from muscle.trials import Trials
@@ -121,7 +124,8 @@ def test_killed_in_a_trial_and_started_again_ends_like_an_undisturbed_search(
         assert result[same] == expected[same]
     for word in ("promised", "delivered on test", "best.yaml", "always-old"):
         assert word in printed.replace("\n", " ")
-    muscle("run", str(output / "best.yaml"), "--output", str(tmp_path / "best"))
+    best = make_plan(load_experiment(output / "best.yaml"))
+    Pipeline(best, str(tmp_path / "best"), Alone("cpu"), silent).run()
     report = json.loads((tmp_path / "best" / "report.json").read_text())["tasks"]["testbed_choice"]
     assert report["pairs"]["old->compat"]["nfr"] == result["test"][0]["test"]["nfr"]
 
