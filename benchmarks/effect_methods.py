@@ -158,6 +158,8 @@ def _answers() -> list[Method]:
         _answer("by-confident-t2-margin+u-e4",
                 "the more confident, T 2, margin 1, + unlabelled, 4 epochs", "confident",
                 margin=1.0, temperature=2.0, epochs=4, **both),
+        _answer("by-mean-t2-ce+u", "mean, T 2, CE .5, + unlabelled", "mean", temperature=2.0,
+                ce_weight=0.5, **both),
         _answer("by-old-folds", "old teaches, 4 folds", "old", folds=4),
         _answer("by-mean-folds", "mean teaches, 4 folds", "mean", folds=4),
         _answer(

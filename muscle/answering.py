@@ -11,7 +11,7 @@ from muscle import storage
 from muscle.answers import Answers
 from muscle.artifacts import Artifact, Store
 from muscle.bases import Base
-from muscle.candidates import check_candidates, with_candidates, writing_query, written
+from muscle.candidates import Written, check_candidates, with_candidates, writing_query, written
 from muscle.evaluation.job import Ask, BaseJob, EvaluateJob, QuerySet
 from muscle.evaluation.units import collect, discard
 from muscle.losses.needs import needed_teachers
@@ -99,9 +99,12 @@ class Answering(Readiness):
         def write(folder: Path) -> dict[str, Any]:
             notes: dict[str, Any] = {}
             texts = self._texts(workshop, run) if self.answers.candidates else []
+            chats = self.plan.chats
+            template = None if chats is None else chats.prompting_of(version).template
+            end = "" if template is None else template.end_of_turn
             for name, questions in zip(SPLITS, (asked.train, asked.validation), strict=True):
                 if self.answers.candidates:
-                    found = with_candidates(questions, texts)
+                    found = with_candidates(questions, texts, end)
                     check_candidates(found, f"the {name} inputs of '{self.plan.task.name}'")
                     notes[f"{name}_with_one_answer"] = len(found.same)
                     questions = found.questions
@@ -111,9 +114,9 @@ class Answering(Readiness):
 
         workshop.once(step, write)
 
-    def _texts(self, workshop: Workshop, run: Run) -> list[Mapping[str, Sequence[str]]]:
+    def _texts(self, workshop: Workshop, run: Run) -> list[Mapping[str, Sequence[Written]]]:
         """What each teacher wrote, by question's id."""
-        found: list[Mapping[str, Sequence[str]]] = []
+        found: list[Mapping[str, Sequence[Written]]] = []
         for version in BOTH:
             step = self.answers.candidates[version, run]
             answers = read_answers(workshop.artifact(step).file(CANDIDATES))

@@ -146,7 +146,11 @@ def lay_answers(
     normalised = settings.length_normalised
     if normalised is None:
         normalised = task.generates or task.metric == "acc_norm"
-    loss = settings.model_copy(update={"length_normalised": normalised})
+    weight = settings.nll_weight
+    if weight is None:
+        weight = 1.0 if task.generates and settings.teacher != "new" else 0.0
+    decided = {"length_normalised": normalised, "nll_weight": weight}
+    loss = settings.model_copy(update=decided)
     folds = _folds(experiment, reader, bases) if needed_teachers(loss) else ()
     candidates: dict[tuple[Version, Run], Step] = {}
     questions: dict[Run, PerBase] = {}
@@ -195,6 +199,7 @@ def _questions(
         inputs: dict[str, object] = {"asked": asked.of(version).fingerprint()}
         if written:
             inputs["candidates"] = dict(written)
+            inputs["to_end"] = True  # those of earlier versions had no end
         label = "questions to distil on" if not written else "candidate answers to distil on"
         if asked.old is not asked.new:
             label += f" of {version}"

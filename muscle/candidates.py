@@ -2,7 +2,8 @@
 
 A written answer has no given choices. So each input gets a few: both teachers' greedy answers,
 some that are drawn from each, and the right one where somebody labelled the input. From there
-on they are scored like given choices, by length.
+on they are scored like given choices, by length, and to their end: without it "seventy" would
+be likelier than "seventy one" whatever was asked, and nobody would learn to stop.
 """
 
 import json
@@ -24,6 +25,14 @@ class Candidates:
     same: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Written:
+    """An answer as a model wrote it; `whole`: it came to its end within the tokens it had."""
+
+    text: str
+    whole: bool = True
+
+
 def writing_query(question: Question, samples: int) -> Query:
     """What a teacher is asked: its own answer by the task's settings, then `samples` drawn."""
     (request,) = question.query.requests
@@ -32,44 +41,63 @@ def writing_query(question: Question, samples: int) -> Query:
     return replace(question.query, requests=(request, *[drawn] * samples))
 
 
-def written(answer: Answer) -> list[str]:
-    """The texts of one teacher's answer, none where it has none."""
-    return [output.text for output in answer.outputs if output.text is not None]
+def written(answer: Answer) -> list[Written]:
+    """One teacher's answers, none where it has none."""
+    return [
+        Written(output.text, output.truncated not in ("answer", "prompt and answer"))
+        for output in answer.outputs
+        if output.text is not None
+    ]
 
 
 def with_candidates(
-    questions: Sequence[Question], texts: Sequence[Mapping[str, Sequence[str]]]
+    questions: Sequence[Question],
+    texts: Sequence[Mapping[str, Sequence[Written]]],
+    end_of_turn: str = "",
 ) -> Candidates:
     """Questions with the K >= 2 different answers that are known of each.
 
     Args:
         questions: of generation.
         texts: of each teacher, by question's id, in the order of preference.
+        end_of_turn: what ends an answer of a chat; plain text ends with EOS.
 
     Answers that differ by white space around them are one; an empty one is none.
     """
     found, same = [], []
     for question in questions:
-        gold = [] if question.gold_text is None else [question.gold_text]
-        said = [text for of in texts for text in of.get(question.id, ())]
-        unique: dict[str, str] = {}
-        for text in [*gold, *said]:
-            if text.strip():
-                unique.setdefault(text.strip(), text)
+        gold = [] if question.gold_text is None else [Written(question.gold_text)]
+        unique: dict[str, Written] = {}
+        for one in [*gold, *(said for of in texts for said in of.get(question.id, ()))]:
+            name = one.text.strip()
+            if name and (name not in unique or not unique[name].whole):
+                unique[name] = one
         if len(unique) < 2:
             same.append(question.id)
             continue
         (request,) = question.query.requests
-        requests = tuple(Request("loglikelihood", request.context, t) for t in unique.values())
+        chat = question.query.chat is not None
+        requests = tuple(
+            _scored(request.context, one, end_of_turn if chat else None) for one in unique.values()
+        )
         found.append(
             Question(
                 query=replace(question.query, requests=requests),
-                gold=0 if gold and gold[0].strip() else None,
+                gold=0 if gold and gold[0].text.strip() else None,
                 lengths=tuple(map(len, unique)),
                 gold_text=question.gold_text,
             )
         )
     return Candidates(found, tuple(same))
+
+
+def _scored(context: str, one: Written, end_of_turn: str | None) -> Request:
+    """What is scored of an answer: with its end, where it has come to it."""
+    if not one.whole:
+        return Request("loglikelihood", context, one.text)
+    if end_of_turn is None:
+        return Request("loglikelihood_to_end", context, one.text)
+    return Request("loglikelihood", context, one.text + end_of_turn)
 
 
 def check_candidates(candidates: Candidates, what: str) -> None:

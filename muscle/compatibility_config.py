@@ -72,6 +72,7 @@ CHOICE_ONLY = (
     "mix",
     "margin",
     "focus",
+    "nll_weight",
     "length_normalised",
     "inputs",
     "folds",
@@ -96,10 +97,12 @@ class CompatibilityConfig(Part):
         L = (1 - ce_weight) mean[old_weight m a_old + (1 - m) a_new] + ce_weight CE
     Level choice, over the K answers of an input, p the teachers' mixed distribution over
     them and q the student's, both of log-likelihoods divided by the temperature:
-        L = mean[w (1 - ce_weight) (KL(p || q) + hinge(margin)) + ce_weight CE]
+        L = mean[w (1 - ce_weight) (KL(p || q) + nll_weight NLL + hinge(margin)) + ce_weight CE]
     with w = 1 + focus where old is right, else 1 (`muscle.losses.choices`).
 
     teacher            whose distribution p is; `mix` is old's weight in mean and confident
+    nll_weight         of the answers' own negative log-likelihood, weighed by p; default: 1 where
+                       a model writes its answers, 0 where they are given (and with teacher new)
     margin             by how much (nats) p's likeliest answer is to lead all others
     length_normalised  log-likelihoods by length, as acc_norm has it; default: as the task's
                        metric does, and for written answers
@@ -122,6 +125,7 @@ class CompatibilityConfig(Part):
     mix: Fraction | None = None  # default: 0.5
     margin: Annotated[float, Field(ge=0.0)] = 0.0
     focus: Annotated[float, Field(ge=0.0)] = 0.0
+    nll_weight: Annotated[float, Field(ge=0.0)] | None = None
     length_normalised: bool | None = None
     inputs: Annotated[list[Inputs], Field(min_length=1)] = Field(default=["train"])
     folds: Annotated[int, Field(ge=2)] | None = None

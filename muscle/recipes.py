@@ -164,8 +164,12 @@ def _answer_adapter(
 ) -> Step:
     loss = answers.loss.model_dump(exclude={*ELSEWHERE, *TOKEN_ONLY, "mix"})
     loss["old_share"] = answers.loss.old_share
+    if not loss["nll_weight"]:  # as before there was one
+        del loss["nll_weight"]
     if not needed_teachers(answers.loss):  # plain cross-entropy over the given answers
-        loss = {"level": "choice", "ce_weight": 1.0, "length": answers.loss.length_normalised}
+        kept = {"length": answers.loss.length_normalised}
+        kept |= {k: v for k, v in loss.items() if k == "nll_weight"}
+        loss = {"level": "choice", "ce_weight": 1.0, **kept}
     inputs = {
         "base": new.fingerprint,
         "start": identity(new, adapters["new", run]),

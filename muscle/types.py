@@ -35,7 +35,9 @@ def lost(prompt: bool, answer: bool) -> Truncated | None:
     return "prompt" if prompt else "answer" if answer else None
 
 
-RequestKind = Literal["loglikelihood", "loglikelihood_rolling", "generate_until"]
+RequestKind = Literal[
+    "loglikelihood", "loglikelihood_to_end", "loglikelihood_rolling", "generate_until"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class TrainingExample:
 class Request:
     """One call of a model: score `continuation` after `context`, or generate.
 
+    A "loglikelihood_to_end" request scores `continuation` and the EOS that ends an answer.
     A "loglikelihood_rolling" request scores all of `context`, a whole document that may be
     longer than the window; its output has a log-likelihood and no greediness.
     `generation` is the harness's `gen_kwargs` as a JSON object (stop strings under

@@ -145,9 +145,8 @@ class Engine:
 
     def _score(self, queries: Sequence[Query]) -> dict[Place, Output | str]:
         """Choices and whole documents, whose windows are scored like choices."""
-        places, requests = _requests(queries, "loglikelihood")
-        texts = [(r.context, r.continuation) for r in requests]
-        pairs = self.encoder.scored(texts, _are_chats(queries, places))
+        places, requests = _requests(queries, "loglikelihood", "loglikelihood_to_end")
+        pairs = self.encoder.scored(requests, _are_chats(queries, places))
         parts = [pair if isinstance(pair, str) else [pair] for pair in pairs]
         rolling, requests = _requests(queries, "loglikelihood_rolling")
         parts += self.encoder.windows([r.context for r in requests], self.max_length)
@@ -208,13 +207,13 @@ def _are_chats(queries: Sequence[Query], places: Sequence[Place]) -> list[bool]:
     return [queries[q].chat is not None for q, _ in places]
 
 
-def _requests(queries: Sequence[Query], kind: str) -> tuple[list[Place], list[Request]]:
-    """All requests of one kind, with their places."""
+def _requests(queries: Sequence[Query], *kinds: str) -> tuple[list[Place], list[Request]]:
+    """All requests of some kinds, with their places."""
     found = [
         ((q, r), request)
         for q, query in enumerate(queries)
         for r, request in enumerate(query.requests)
-        if request.kind == kind
+        if request.kind in kinds
     ]
     return [place for place, _ in found], [request for _, request in found]
 

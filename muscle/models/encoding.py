@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from muscle.types import Request
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -67,9 +69,21 @@ class Encoder:
                 found.append(pair)
         return found
 
-    def scored(self, texts: Sequence[tuple[str, str]], chats: Sequence[bool]) -> "list[Pair | str]":
-        """`chat_pairs` of those texts that are chats, `pairs` of the others, in their order."""
-        return _by_kind(texts, chats, self.chat_pairs, self.pairs)
+    def scored(self, requests: Sequence[Request], chats: Sequence[bool]) -> "list[Pair | str]":
+        """`chat_pairs` of those requests that are chats, `pairs` of the others, in their order."""
+        texts = [(r.context, r.continuation) for r in requests]
+        pairs = _by_kind(texts, chats, self.chat_pairs, self.pairs)
+        return [
+            self._ended(pair) if request.kind == "loglikelihood_to_end" else pair
+            for request, pair in zip(requests, pairs, strict=True)
+        ]
+
+    def _ended(self, pair: "Pair | str") -> "Pair | str":
+        if isinstance(pair, str):
+            return pair
+        if (eos := self.tokenizer.eos_token_id) is None:
+            return "the tokenizer has no EOS to end an answer with"
+        return Pair(pair.context, [*pair.continuation, int(eos)])
 
     def begun(self, texts: Sequence[str], chats: Sequence[bool]) -> list[list[int]]:
         """The tokens of each context to generate from, of chats and of plain text."""

@@ -19,7 +19,7 @@ from muscle.models.encoding import Encoder
 from muscle.planning.work import Asked, Trees, evaluation_work, new_tokens
 from muscle.questions import Questions
 from muscle.training.questions import choice_data
-from muscle.types import Question
+from muscle.types import Question, Request
 
 ID_BYTES = 24
 """Of a question's id beside its scores on disk. Assumed."""
@@ -121,10 +121,10 @@ def _written(
     requests = [q.query.requests[0] for q in questions]
     chats = [q.query.chat is not None for q in questions]
     prompts = encoder.begun([r.context for r in requests], chats)
-    labelled = [i for i, q in enumerate(questions) if q.gold_text]
-    texts = [(requests[i].context, str(questions[i].gold_text)) for i in labelled]
-    pairs = encoder.scored(texts, [chats[i] for i in labelled])
-    gold = [len(pair.continuation) for pair in pairs if not isinstance(pair, str)]
+    labelled = [(i, q.gold_text) for i, q in enumerate(questions) if q.gold_text]
+    right = [Request("loglikelihood", requests[i].context, q) for i, q in labelled]
+    pairs = encoder.scored(right, [chats[i] for i, _ in labelled])
+    gold = [len(p.continuation) + 1 for p in pairs if not isinstance(p, str)]  # and its end
     shapes, scored, answers, cut = [], [], [], 0
     for question, request, prompt in zip(questions, requests, prompts, strict=True):
         mean = round(sum(gold) / len(gold)) if gold else new_tokens(request.generation)

@@ -10,6 +10,9 @@ from muscle.models.sequences import Sequences, micro_batches
 from muscle.training.order import permutation, updates
 from muscle.types import Query
 
+SCORED = ("loglikelihood", "loglikelihood_to_end")
+"""Kinds of requests that score a continuation."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -142,9 +145,8 @@ def evaluation_work(queries: Sequence[Query], tokenizer: Any, window: int) -> As
     form a tree, whose shared tokens run once."""
     encoder = Encoder(tokenizer)
     asked = [(r, q.chat is not None) for q in queries for r in q.requests]
-    choices = [(r, chat) for r, chat in asked if r.kind == "loglikelihood"]
-    texts = [(r.context, r.continuation) for r, _ in choices]
-    pairs = iter(encoder.scored(texts, [chat for _, chat in choices]))
+    choices = [(r, chat) for r, chat in asked if r.kind in SCORED]
+    pairs = iter(encoder.scored([r for r, _ in choices], [chat for _, chat in choices]))
     total = {"tokens": 0, "squares": 0, "scored": 0, "generated": 0, "requests": 0, "longest": 0}
 
     def add(length: int, fresh: int, scored: int) -> None:
@@ -156,7 +158,7 @@ def evaluation_work(queries: Sequence[Query], tokenizer: Any, window: int) -> As
     for query in queries:
         known: set[tuple[int, ...]] = set()
         for request in query.requests:
-            if request.kind == "loglikelihood":
+            if request.kind in SCORED:
                 pair = next(pairs)
                 if isinstance(pair, str):
                     continue

@@ -178,10 +178,10 @@ def choice_data(
 
 def _pairs(questions: Sequence[Question], tokenizer: object) -> list[Pair]:
     requests = [(q, request) for q in questions for request in q.query.requests]
-    texts = [(request.context, request.continuation) for _, request in requests]
     chats = [question.query.chat is not None for question, _ in requests]
+    pairs = Encoder(tokenizer).scored([request for _, request in requests], chats)
     found = []
-    for (question, _), pair in zip(requests, Encoder(tokenizer).scored(texts, chats), strict=True):
+    for (question, _), pair in zip(requests, pairs, strict=True):
         if isinstance(pair, str):
             raise UserError(f"input {question.id!r}: {pair}")
         found.append(pair)

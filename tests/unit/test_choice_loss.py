@@ -111,10 +111,12 @@ def naive_loss(
     best = int(p.argmax())
     others = torch.stack([s for k, s in enumerate(mine) if k != best])
     hinge = (settings.margin - (mine[best] - others.max())).relu() if settings.margin else 0.0
-    ce = -mine.log_softmax(0)[gold] if gold >= 0 else 0.0
+    nll = settings.nll_weight or 0.0
+    ce = -mine.log_softmax(0)[gold] - nll * mine[gold] if gold >= 0 else 0.0
+    likelihood = -nll * sum((p[k] * mine[k] for k in range(len(mine))), torch.zeros(()))
     weight = 1 + settings.focus * old_right
     w = settings.ce_weight
-    return weight * (1 - w) * (kl + hinge) + w * ce
+    return weight * (1 - w) * (kl + likelihood + hinge) + w * ce
 
 
 CASES = [
@@ -128,6 +130,9 @@ CASES = [
     {"teacher": "new", "focus": 4.0},
     {"teacher": "old", "ce_weight": 0.3, "margin": 0.5, "focus": 1.0},
     {"ce_weight": 1.0},
+    {"teacher": "mean", "nll_weight": 0.7},
+    {"teacher": "old", "nll_weight": 2.0, "ce_weight": 0.4, "focus": 1.0, "margin": 0.5},
+    {"ce_weight": 1.0, "nll_weight": 1.0},
 ]
 
 
