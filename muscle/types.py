@@ -39,6 +39,9 @@ RequestKind = Literal[
     "loglikelihood", "loglikelihood_to_end", "loglikelihood_rolling", "generate_until"
 ]
 
+SCORED: tuple[RequestKind, ...] = ("loglikelihood", "loglikelihood_to_end")
+"""Kinds that score a continuation."""
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingExample:

@@ -22,7 +22,7 @@ from muscle.models import (
     using_adapter,
 )
 from muscle.models.encoding import Encoder
-from muscle.types import Answer, Output, Query, Request, unanswered
+from muscle.types import SCORED, Answer, Output, Query, Request, unanswered
 
 Place = tuple[int, int]
 """(query, request): where an output belongs."""
@@ -145,7 +145,7 @@ class Engine:
 
     def _score(self, queries: Sequence[Query]) -> dict[Place, Output | str]:
         """Choices and whole documents, whose windows are scored like choices."""
-        places, requests = _requests(queries, "loglikelihood", "loglikelihood_to_end")
+        places, requests = _requests(queries, *SCORED)
         pairs = self.encoder.scored(requests, _are_chats(queries, places))
         parts = [pair if isinstance(pair, str) else [pair] for pair in pairs]
         rolling, requests = _requests(queries, "loglikelihood_rolling")

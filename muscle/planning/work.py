@@ -8,10 +8,7 @@ from muscle.config import TrainingConfig
 from muscle.models.encoding import Encoder
 from muscle.models.sequences import Sequences, micro_batches
 from muscle.training.order import permutation, updates
-from muscle.types import Query
-
-SCORED = ("loglikelihood", "loglikelihood_to_end")
-"""Kinds of requests that score a continuation."""
+from muscle.types import SCORED, Query
 
 
 @dataclass(frozen=True)
