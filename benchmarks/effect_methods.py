@@ -158,6 +158,12 @@ def _answers() -> list[Method]:
         _answer("by-confident-t2-margin+u-e4",
                 "the more confident, T 2, margin 1, + unlabelled, 4 epochs", "confident",
                 margin=1.0, temperature=2.0, epochs=4, **both),
+        _answer("by-mean-t2-margin-ce+u", "mean, T 2, margin 1, CE .5, + unlabelled", "mean",
+                margin=1.0, temperature=2.0, ce_weight=0.5, **both),
+        *(_answer(f"by-confident-t2-margin+u-x{x:g}",
+                  f"the more confident, T 2, margin 1, + unlabelled, {x:g} times the change",
+                  "confident", margin=1.0, temperature=2.0, interpolation=x, **both)
+          for x in (1.25, 1.5)),
         _answer("by-mean-t2-ce+u", "mean, T 2, CE .5, + unlabelled", "mean", temperature=2.0,
                 ce_weight=0.5, **both),
         _answer("by-old-folds", "old teaches, 4 folds", "old", folds=4),
