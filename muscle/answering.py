@@ -11,7 +11,14 @@ from muscle import storage
 from muscle.answers import Answers
 from muscle.artifacts import Artifact, Store
 from muscle.bases import Base
-from muscle.candidates import Written, check_candidates, with_candidates, writing_query, written
+from muscle.candidates import (
+    Written,
+    check_candidates,
+    delimiter_of,
+    with_candidates,
+    writing_query,
+    written,
+)
 from muscle.evaluation.job import Ask, BaseJob, EvaluateJob, QuerySet
 from muscle.evaluation.units import collect, discard
 from muscle.losses.needs import needed_teachers
@@ -95,6 +102,7 @@ class Answering(Readiness):
             if each.of(version).key == step.key
         )
         asked = self.answers.asked.of(version)
+        other = self.answers.asked.of("new" if version == "old" else "old")
 
         def write(folder: Path) -> dict[str, Any]:
             notes: dict[str, Any] = {}
@@ -102,9 +110,11 @@ class Answering(Readiness):
             chats = self.plan.chats
             template = None if chats is None else chats.prompting_of(version).template
             end = "" if template is None else template.end_of_turn
+            delimiter = delimiter_of([*asked.train, *asked.validation])
+            golds = {q.id: q.gold_text or "" for q in [*other.train, *other.validation]}
             for name, questions in zip(SPLITS, (asked.train, asked.validation), strict=True):
                 if self.answers.candidates:
-                    found = with_candidates(questions, texts, end)
+                    found = with_candidates(questions, texts, end, delimiter, golds)
                     check_candidates(found, f"the {name} inputs of '{self.plan.task.name}'")
                     notes[f"{name}_with_one_answer"] = len(found.same)
                     questions = found.questions

@@ -145,10 +145,10 @@ def lay_answers(
     asked = reader.read(settings)
     normalised = settings.length_normalised
     if normalised is None:
-        normalised = task.generates or task.metric == "acc_norm"
+        normalised = task.gives_choices and task.metric == "acc_norm"
     weight = settings.nll_weight
     if weight is None:
-        weight = 1.0 if task.generates and settings.teacher != "new" else 0.0
+        weight = 1.0 if task.generates and not settings.keeps_new else 0.0
     decided = {"length_normalised": normalised, "nll_weight": weight}
     loss = settings.model_copy(update=decided)
     folds = _folds(experiment, reader, bases) if needed_teachers(loss) else ()

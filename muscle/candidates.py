@@ -2,8 +2,8 @@
 
 A written answer has no given choices. So each input gets a few: both teachers' greedy answers,
 some that are drawn from each, and the right one where somebody labelled the input. From there
-on they are scored like given choices, by length, and to their end: without it "seventy" would
-be likelier than "seventy one" whatever was asked, and nobody would learn to stop.
+on they are scored like given choices, and to their end: without it "seventy" would be likelier
+than "seventy one" whatever was asked, and nobody would learn to stop.
 """
 
 import json
@@ -54,6 +54,8 @@ def with_candidates(
     questions: Sequence[Question],
     texts: Sequence[Mapping[str, Sequence[Written]]],
     end_of_turn: str = "",
+    delimiter: str = "",
+    other_golds: Mapping[str, str] | None = None,
 ) -> Candidates:
     """Questions with the K >= 2 different answers that are known of each.
 
@@ -61,17 +63,22 @@ def with_candidates(
         questions: of generation.
         texts: of each teacher, by question's id, in the order of preference.
         end_of_turn: what ends an answer of a chat; plain text ends with EOS.
+        delimiter: the white space between prompt and answer, put back where a tokenizer's
+            decoder dropped it.
+        other_golds: the right answers as the other version's template has them, by question's
+            id: both versions are to have the same candidates in the same order.
 
     Answers that differ by white space around them are one; an empty one is none.
     """
     found, same = [], []
     for question in questions:
-        gold = [] if question.gold_text is None else [Written(question.gold_text)]
-        unique: dict[str, Written] = {}
-        for one in [*gold, *(said for of in texts for said in of.get(question.id, ()))]:
+        right = question.gold_text or ""
+        unique = {right.strip(): Written(right)} if right.strip() else {}
+        golds = {*unique, (other_golds or {}).get(question.id, "").strip()}
+        for one in (said for of in texts for said in of.get(question.id, ())):
             name = one.text.strip()
-            if name and (name not in unique or not unique[name].whole):
-                unique[name] = one
+            if name and name not in golds and (name not in unique or not unique[name].whole):
+                unique[name] = one if one.text[0].isspace() else _after(delimiter, one)
         if len(unique) < 2:
             same.append(question.id)
             continue
@@ -83,12 +90,23 @@ def with_candidates(
         found.append(
             Question(
                 query=replace(question.query, requests=requests),
-                gold=0 if gold and gold[0].text.strip() else None,
+                gold=0 if right.strip() else None,
                 lengths=tuple(map(len, unique)),
                 gold_text=question.gold_text,
             )
         )
     return Candidates(found, tuple(same))
+
+
+def delimiter_of(questions: Sequence[Question]) -> str:
+    """The white space that right answers begin with, where all begin with the same."""
+    texts = [q.gold_text for q in questions if q.gold_text and q.gold_text.strip()]
+    found = {text[: len(text) - len(text.lstrip())] for text in texts}
+    return found.pop() if len(found) == 1 else ""
+
+
+def _after(delimiter: str, one: Written) -> Written:
+    return replace(one, text=delimiter + one.text)
 
 
 def _scored(context: str, one: Written, end_of_turn: str | None) -> Request:

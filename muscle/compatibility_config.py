@@ -101,11 +101,12 @@ class CompatibilityConfig(Part):
     with w = 1 + focus where old is right, else 1 (`muscle.losses.choices`).
 
     teacher            whose distribution p is; `mix` is old's weight in mean and confident
-    nll_weight         of the answers' own negative log-likelihood, weighed by p; default: 1 where
-                       a model writes its answers, 0 where they are given (and with teacher new)
+    nll_weight         of the answers' own negative log-likelihood, weighed by p (at
+                       T = 1); default: 1 where a model writes its answers, 0 where they are
+                       given and in the null test of teacher new
     margin             by how much (nats) p's likeliest answer is to lead all others
     length_normalised  log-likelihoods by length, as acc_norm has it; default: as the task's
-                       metric does, and for written answers
+                       metric does
     inputs             what is asked: "train" and unlabelled ones
     folds              teach the training split by adapters that haven't seen the example
     samples            answers drawn from each teacher beside its greedy one, where a model
@@ -184,6 +185,12 @@ class CompatibilityConfig(Part):
     def by_choice(self) -> bool:
         """Whether whole answers are taught."""
         return self.level == "choice"
+
+    @property
+    def keeps_new(self) -> bool:
+        """Whether whole answers teach the student nothing but what new says: a null test."""
+        others = self.margin or self.focus or self.ce_weight or self.folds
+        return self.teacher == "new" and not others
 
     @property
     def old_share(self) -> float:

@@ -11,16 +11,17 @@ that teachers and student need no vocabulary in common. With s a model's log-lik
     old-where-right  p_old where old's likeliest answer is the right one, else p_new;
                      where nobody labelled the input, their mean
 
-    L = w (1 - ce_weight) (KL(p || q) - nll_weight sum_k p_k s_k + relu(margin - lead))
-        - ce_weight (log softmax(s)[gold] + nll_weight s_gold)
+    L = w (1 - ce_weight) (KL(p || q) - nll_weight sum_k p1_k l_k + relu(margin - lead))
+        - ce_weight (log softmax(s)[gold] + nll_weight l_gold)
 
-s the student's, q = softmax(s / T), lead = s of p's likeliest answer less the largest other,
-w = 1 + focus where old is right, else 1 (focal distillation, Yan et al. 2021, with base weight
-1); the last line is 0 where nobody labelled the input. Sums over inputs; the loop divides.
+s the student's, l its log-likelihoods whatever the length, q = softmax(s / T), p1 is p at T = 1,
+lead = s of p's likeliest answer less the largest other, w = 1 + focus where old is right, else 1
+(focal distillation, Yan et al. 2021, with base weight 1); the last line is 0 where nobody
+labelled the input. Sums over inputs; the loop divides.
 
 KL and CE compare the K answers alone: all of them may become unlikely together. Where a model
-writes its answers, nll_weight > 0 keeps them what it writes; with it and without KL this is
-sequence-level distillation (Kim and Rush 2016), over K answers.
+writes its answers, nll_weight > 0 keeps them what it writes; alone that term is sequence-level
+distillation (Kim and Rush 2016) over K answers.
 
 Shapes: Q inputs, K answers of the input that has most, A answers of all, N positions at which
 something is scored, E scored tokens, D hidden size, V vocabulary.
@@ -112,17 +113,20 @@ def loss_of_scores(
     known_Q = targets.gold >= 0
     gold_Q = targets.gold.clamp(min=0)
     zero = scores.new_zeros(())
-    nll_QK = -(settings.nll_weight or 0.0) * torch.where(targets.grid >= 0, student_QK, 0.0)
-    ce_QK = nll_QK - _log_softmax(student_QK, targets, 1.0)
-    ce_Q = ce_QK.gather(1, gold_Q[:, None])[:, 0] * known_Q
-    kl, loss_Q, old_share = {"old": zero, "new": zero}, ce_Q * settings.ce_weight, zero
+    ce_Q = -_log_softmax(student_QK, targets, 1.0).gather(1, gold_Q[:, None])[:, 0] * known_Q
+    own_QK = _gridded(scores / targets.scale, targets)
+    nll_QK = -(settings.nll_weight or 0.0) * torch.where(targets.grid >= 0, own_QK, 0.0)
+    gold_nll_Q = nll_QK.gather(1, gold_Q[:, None])[:, 0] * known_Q
+    loss_Q = settings.ce_weight * (ce_Q + gold_nll_Q)
+    kl, old_share = {"old": zero, "new": zero}, zero
     for name, scores_QK in taught.items():
         kl[name] = _kl(_log_softmax(scores_QK, targets, temperature), log_q_QK, targets).sum()
     if settings.ce_weight < 1:
-        p_QK, share_Q = mixture(taught, targets, settings)
+        p_QK, share_Q = mixture(taught, targets, settings, temperature)
         old_share = share_Q.sum()
         log_p_QK = p_QK.clamp(min=torch.finfo(p_QK.dtype).tiny).log()
-        part_Q = _kl(log_p_QK, log_q_QK, targets) + (p_QK * nll_QK).sum(1)
+        p1_QK, _ = mixture(taught, targets, settings, 1.0)
+        part_Q = _kl(log_p_QK, log_q_QK, targets) + (p1_QK * nll_QK).sum(1)
         if settings.margin > 0:
             part_Q = part_Q + (settings.margin - lead(student_QK, p_QK.argmax(1))).relu()
         if settings.focus > 0:
@@ -133,10 +137,13 @@ def loss_of_scores(
 
 
 def mixture(
-    teachers: Mapping[str, Tensor], targets: Targets, settings: CompatibilityConfig
+    teachers: Mapping[str, Tensor],
+    targets: Targets,
+    settings: CompatibilityConfig,
+    temperature: float,
 ) -> tuple[Tensor, Tensor]:
     """p [Q, K] and old's weight in it [Q], from the teachers' gridded scores [Q, K]."""
-    p = {n: _log_softmax(s, targets, settings.temperature).exp() for n, s in teachers.items()}
+    p = {n: _log_softmax(s, targets, temperature).exp() for n, s in teachers.items()}
     some = next(iter(p.values()))
     weight_Q = some.new_zeros(len(some))
     if settings.teacher == "new":

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import make_model, make_tokenizer, save_model
 
-from muscle.candidates import Written, with_candidates, writing_query, written
+from muscle.candidates import Written, delimiter_of, with_candidates, writing_query, written
 from muscle.errors import UserError
 from muscle.evaluation.engine import Engine
 from muscle.training.questions import choice_data
@@ -56,6 +56,27 @@ def test_answers_that_differ_by_white_space_are_one_and_the_whole_one_is_taken()
     (question,) = with_candidates([asked()], [{"q": [Written(" fox")]}]).questions
     assert question.gold == 0 and question.lengths == (3, 3)
     assert with_candidates([asked()], [{"q": [Written(" dog "), Written(" ")]}]).same == ("q",)
+
+
+def test_a_delimiter_that_a_decoder_dropped_is_put_back() -> None:
+    """Llama-2's drops a space at the start: "fox" would be glued to the prompt's last word."""
+    said = [Written("fox"), Written("\nlazy dog")]
+    assert delimiter_of([asked(), asked(None), asked(" fox")]) == " "
+    assert delimiter_of([asked(), asked("fox")]) == delimiter_of([asked(None)]) == ""
+    (question,) = with_candidates([asked()], [{"q": said}], delimiter=" ").questions
+    assert [r.continuation for r in question.query.requests] == [" dog", " fox", "\nlazy dog"]
+
+
+def test_two_templates_have_the_same_candidates_in_the_same_order() -> None:
+    """New's template writes an empty thought before the right answer, old's none."""
+    golds = {"old": "dog", "new": "<think></think>dog"}
+    said = [{"q": [Written("dog"), Written("fox")]}, {"q": [Written("<think></think>dog")]}]
+    found = {}
+    for version, other in (("old", "new"), ("new", "old")):
+        one = asked(golds[version], chat=True)
+        (question,) = with_candidates([one], said, other_golds={"q": golds[other]}).questions
+        found[version] = [r.continuation for r in question.query.requests]
+    assert found == {"old": [golds["old"], "fox"], "new": [golds["new"], "fox"]}
 
 
 def test_what_a_teacher_wrote_says_whether_it_was_cut() -> None:

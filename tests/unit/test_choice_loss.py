@@ -80,7 +80,8 @@ class Toy:
         for count, gold in zip(ANSWERS, GOLD, strict=True):
             mine = torch.stack(scores[first : first + count])
             taught = {n: s[first : first + count] for n, s in self.teachers.items()}
-            loss = loss + naive_loss(mine, taught, gold, settings)
+            scale = self.scale[first : first + count]
+            loss = loss + naive_loss(mine, taught, gold, settings, scale)
             first += count
         loss.backward()
         assert hidden.grad is not None
@@ -88,7 +89,11 @@ class Toy:
 
 
 def naive_loss(
-    mine: Tensor, taught: dict[str, Tensor], gold: int, settings: CompatibilityConfig
+    mine: Tensor,
+    taught: dict[str, Tensor],
+    gold: int,
+    settings: CompatibilityConfig,
+    scale: Tensor,
 ) -> Tensor:
     """One input's loss, as docs/compatibility.md writes it."""
     tau = settings.temperature
@@ -112,8 +117,10 @@ def naive_loss(
     others = torch.stack([s for k, s in enumerate(mine) if k != best])
     hinge = (settings.margin - (mine[best] - others.max())).relu() if settings.margin else 0.0
     nll = settings.nll_weight or 0.0
-    ce = -mine.log_softmax(0)[gold] - nll * mine[gold] if gold >= 0 else 0.0
-    likelihood = -nll * sum((p[k] * mine[k] for k in range(len(mine))), torch.zeros(()))
+    bare = mine / scale  # log-likelihoods, whatever their length
+    ce = -mine.log_softmax(0)[gold] - nll * bare[gold] if gold >= 0 else 0.0
+    p1 = share * taught["old"].softmax(0) + (1 - share) * taught["new"].softmax(0)
+    likelihood = -nll * sum((p1[k] * bare[k] for k in range(len(mine))), torch.zeros(()))
     weight = 1 + settings.focus * old_right
     w = settings.ce_weight
     return weight * (1 - w) * (kl + likelihood + hinge) + w * ce
