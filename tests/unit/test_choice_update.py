@@ -220,6 +220,28 @@ def test_written_answers_get_candidates(
     assert {row["id"] for row in rows} <= old.keys() == new.keys()
 
 
+def test_what_the_task_decides_of_the_loss(base: dict[str, Any]) -> None:
+    """Written answers are kept likely and compared whole; given ones as the metric has them."""
+
+    def decided(plan: Plan) -> tuple[float | None, bool | None]:
+        assert plan.answers is not None
+        return plan.answers.loss.nll_weight, plan.answers.loss.length_normalised
+
+    assert decided(written_task(base)) == (1.0, False)
+    assert decided(written_task(base, teacher="new")) == (0.0, False)  # the null test
+    assert decided(written_task(base, teacher="new", margin=1.0)) == (1.0, False)
+    assert decided(written_task(base, nll_weight=0.3)) == (0.3, False)
+    assert decided(plan_of(base)) == (0.0, False)
+    acc_norm = {**base, "task": {**base["task"], "metric": "acc_norm"}}
+    assert decided(plan_of(acc_norm)) == (0.0, True)
+    # A setting that says nothing is in no key: what was trained before there was one stays.
+    given, weighed = (
+        plan.adapters["compat", (0, 0)] for plan in (plan_of(base), plan_of(base, nll_weight=0.5))
+    )
+    assert given is not None and weighed is not None and given.key != weighed.key
+    assert "nll_weight" not in dict(given.inputs["loss"])  # type: ignore[call-overload]
+
+
 def test_scores_of_something_else_are_refused(base: dict[str, Any], tmp_path: Path) -> None:
     write_scores(tmp_path, {"a": [-1.0, -2.0], "b": [-3.0]}, {"base": "x", "adapter": "y"})
     identity = {"base": "x", "adapter": "y"}
