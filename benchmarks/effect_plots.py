@@ -70,8 +70,11 @@ def _point(axes: Any, cell: Cell, method: str, seeds: Sequence[int]) -> None:
             ends = ((value.low, value.high), (other.value, other.value))
             axes.plot(*(ends if across else ends[::-1]), color=colour, lw=0.8, alpha=0.55)
     axes.plot(x.value, y.value, marker=marker, ms=5.5, color=colour, ls="")
+    # Of fewer seeds than new it isn't quite comparable with the points beside it.
+    fewer = len(seeds) < len(cell.seeds())
+    label = f"{method} ({len(seeds)} of {len(cell.seeds())} seeds)" if fewer else method
     axes.annotate(
-        method, (x.value, y.value), xytext=(4, 3), textcoords="offset points",
+        label, (x.value, y.value), xytext=(4, 3), textcoords="offset points",
         fontsize=6.5, color=INK,
     )  # fmt: skip
 
