@@ -150,9 +150,12 @@ def identity(plan: SearchPlan) -> dict[str, Any]:
     have changed in their place, can't be compared with new ones.
     """
     made = plan.plan
+    written = made.answers.questions.values() if made.answers and made.answers.candidates else ()
     return {
         **_settings(made.experiment),
         READS: {
+            # How candidates are scored has changed once.
+            **({"candidate answers": [q.new.key for q in written]} if written else {}),
             "training examples": made.examples.key,
             "tuning examples": [plan.parts.a.asked.new.key, plan.parts.b.asked.new.key],
             "test split": made.queries.key,

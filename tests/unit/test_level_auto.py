@@ -12,7 +12,7 @@ from muscle.errors import UserError
 from muscle.experiment import load_experiment
 from muscle.pipeline import check_output, numbers
 from muscle.plan import Plan, make_plan
-from muscle.search import plan_search
+from muscle.search import check_search, identity, plan_search
 
 DEMO = "jobs/experiments/demo.yaml"
 
@@ -84,6 +84,25 @@ def test_a_search_has_the_level_of_what_it_varies(base: dict[str, Any]) -> None:
         assert plan.space.levels(plan.plan.experiment) == [level]
         own = planned(base, tuning=tuning)
         assert own.experiment.compatibility.level == level  # of `muscle run` too
+
+
+def test_a_search_from_before_candidates_had_an_end_is_another(
+    base: dict[str, Any], written: dict[str, Any], tmp_path: Path
+) -> None:
+    """Its trials were taught by other scores."""
+    tuning = {"space": {"teacher": ["old", "mean"]}, "trials": 2, "difference": 0.9}
+    given, plan = (
+        plan_search(Experiment.model_validate({**settings, "tuning": tuning}))
+        for settings in (base, written)
+    )
+    assert "candidate answers" not in identity(given)["what it reads"]
+    there = identity(plan)
+    (tmp_path / "search.json").write_text(json.dumps(there))
+    check_search(plan, str(tmp_path))
+    del there["what it reads"]["candidate answers"]
+    (tmp_path / "search.json").write_text(json.dumps(there))
+    with pytest.raises(UserError, match=r"what it reads\.candidate answers"):
+        check_search(plan, str(tmp_path))
 
 
 def test_two_tokenizers_train_where_the_task_gives_its_answers(
