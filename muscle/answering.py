@@ -12,6 +12,7 @@ from muscle.answers import Answers
 from muscle.artifacts import Artifact, Store
 from muscle.bases import Base
 from muscle.candidates import (
+    Candidates,
     Written,
     check_candidates,
     delimiter_of,
@@ -102,27 +103,37 @@ class Answering(Readiness):
             if each.of(version).key == step.key
         )
         asked = self.answers.asked.of(version)
-        other = self.answers.asked.of("new" if version == "old" else "old")
 
         def write(folder: Path) -> dict[str, Any]:
             notes: dict[str, Any] = {}
-            texts = self._texts(workshop, run) if self.answers.candidates else []
-            chats = self.plan.chats
-            template = None if chats is None else chats.prompting_of(version).template
-            end = "" if template is None else template.end_of_turn
-            delimiter = delimiter_of([*asked.train, *asked.validation])
-            golds = {q.id: q.gold_text or "" for q in [*other.train, *other.validation]}
-            for name, questions in zip(SPLITS, (asked.train, asked.validation), strict=True):
-                if self.answers.candidates:
-                    found = with_candidates(questions, texts, end, delimiter, golds)
+            parts = [asked.train, asked.validation]
+            if self.answers.candidates:
+                both = self._candidates(workshop, run, version)
+                for name, found in zip(SPLITS, both, strict=True):
                     check_candidates(found, f"the {name} inputs of '{self.plan.task.name}'")
                     notes[f"{name}_with_one_answer"] = len(found.same)
-                    questions = found.questions
+                parts = [found.questions for found in both]
+            for name, questions in zip(SPLITS, parts, strict=True):
                 write_questions(folder / f"{name}.parquet", questions)
                 notes[name] = len(questions)
             return notes
 
         workshop.once(step, write)
+
+    def _candidates(self, workshop: Workshop, run: Run, version: Version) -> list[Candidates]:
+        """The questions of each split with what both teachers wrote, as a version reads them."""
+        asked = self.answers.asked.of(version)
+        other = self.answers.asked.of("new" if version == "old" else "old")
+        texts = self._texts(workshop, run)
+        chats = self.plan.chats
+        template = None if chats is None else chats.prompting_of(version).template
+        end = None if template is None else template.end_of_turn
+        delimiter = delimiter_of([*asked.train, *asked.validation])
+        golds = {q.id: q.gold_text or "" for q in [*other.train, *other.validation]}
+        return [
+            with_candidates(questions, texts, end, delimiter, golds)
+            for questions in (asked.train, asked.validation)
+        ]
 
     def _texts(self, workshop: Workshop, run: Run) -> list[Mapping[str, Sequence[Written]]]:
         """What each teacher wrote, by question's id."""

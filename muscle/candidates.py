@@ -53,7 +53,7 @@ def written(answer: Answer) -> list[Written]:
 def with_candidates(
     questions: Sequence[Question],
     texts: Sequence[Mapping[str, Sequence[Written]]],
-    end_of_turn: str = "",
+    end_of_turn: str | None = None,
     delimiter: str = "",
     other_golds: Mapping[str, str] | None = None,
 ) -> Candidates:
@@ -62,7 +62,7 @@ def with_candidates(
     Args:
         questions: of generation.
         texts: of each teacher, by question's id, in the order of preference.
-        end_of_turn: what ends an answer of a chat; plain text ends with EOS.
+        end_of_turn: what ends an answer of a chat; None: plain text, which ends with EOS.
         delimiter: the white space between prompt and answer, put back where a tokenizer's
             decoder dropped it.
         other_golds: the right answers as the other version's template has them, by question's
@@ -78,15 +78,13 @@ def with_candidates(
         for one in (said for of in texts for said in of.get(question.id, ())):
             name = one.text.strip()
             if name and name not in golds and (name not in unique or not unique[name].whole):
-                unique[name] = one if one.text[0].isspace() else _after(delimiter, one)
+                bare = not one.text[0].isspace()
+                unique[name] = replace(one, text=delimiter + one.text) if bare else one
         if len(unique) < 2:
             same.append(question.id)
             continue
         (request,) = question.query.requests
-        chat = question.query.chat is not None
-        requests = tuple(
-            _scored(request.context, one, end_of_turn if chat else None) for one in unique.values()
-        )
+        requests = tuple(_scored(request.context, one, end_of_turn) for one in unique.values())
         found.append(
             Question(
                 query=replace(question.query, requests=requests),
@@ -103,10 +101,6 @@ def delimiter_of(questions: Sequence[Question]) -> str:
     texts = [q.gold_text for q in questions if q.gold_text and q.gold_text.strip()]
     found = {text[: len(text) - len(text.lstrip())] for text in texts}
     return found.pop() if len(found) == 1 else ""
-
-
-def _after(delimiter: str, one: Written) -> Written:
-    return replace(one, text=delimiter + one.text)
 
 
 def _scored(context: str, one: Written, end_of_turn: str | None) -> Request:

@@ -162,14 +162,12 @@ def _answer_adapter(
     answers: "Answers",
     run: Run,
 ) -> Step:
-    loss = answers.loss.model_dump(exclude={*ELSEWHERE, *TOKEN_ONLY, "mix"})
+    loss = answers.loss.model_dump(exclude={*ELSEWHERE, *TOKEN_ONLY, "mix", "nll_weight"})
     loss["old_share"] = answers.loss.old_share
-    if not loss["nll_weight"]:  # as before there was one
-        del loss["nll_weight"]
     if not needed_teachers(answers.loss):  # plain cross-entropy over the given answers
-        kept = {"length": answers.loss.length_normalised}
-        kept |= {k: v for k, v in loss.items() if k == "nll_weight"}
-        loss = {"level": "choice", "ce_weight": 1.0, **kept}
+        loss = {"level": "choice", "ce_weight": 1.0, "length": answers.loss.length_normalised}
+    if answers.loss.nll_weight:  # without it a key is what it was before there was one
+        loss["nll_weight"] = answers.loss.nll_weight
     inputs = {
         "base": new.fingerprint,
         "start": identity(new, adapters["new", run]),

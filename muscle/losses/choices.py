@@ -122,10 +122,11 @@ def loss_of_scores(
     for name, scores_QK in taught.items():
         kl[name] = _kl(_log_softmax(scores_QK, targets, temperature), log_q_QK, targets).sum()
     if settings.ce_weight < 1:
-        p_QK, share_Q = mixture(taught, targets, settings, temperature)
+        share_Q = old_weight(taught, targets, settings)
         old_share = share_Q.sum()
+        p_QK = mixture(taught, share_Q, targets, temperature)
         log_p_QK = p_QK.clamp(min=torch.finfo(p_QK.dtype).tiny).log()
-        p1_QK, _ = mixture(taught, targets, settings, 1.0)
+        p1_QK = mixture(taught, share_Q, targets, 1.0)
         part_Q = _kl(log_p_QK, log_q_QK, targets) + (p1_QK * nll_QK).sum(1)
         if settings.margin > 0:
             part_Q = part_Q + (settings.margin - lead(student_QK, p_QK.argmax(1))).relu()
@@ -136,30 +137,32 @@ def loss_of_scores(
     return LossSums(loss_Q.sum(), ce_Q.sum(), old_share, kl["old"], kl["new"])
 
 
-def mixture(
-    teachers: Mapping[str, Tensor],
-    targets: Targets,
-    settings: CompatibilityConfig,
-    temperature: float,
-) -> tuple[Tensor, Tensor]:
-    """p [Q, K] and old's weight in it [Q], from the teachers' gridded scores [Q, K]."""
-    p = {n: _log_softmax(s, targets, temperature).exp() for n, s in teachers.items()}
-    some = next(iter(p.values()))
-    weight_Q = some.new_zeros(len(some))
-    if settings.teacher == "new":
-        return p["new"], weight_Q
-    if settings.teacher == "old":
-        return p["old"], weight_Q + 1
-    share = settings.old_share
-    if settings.teacher == "mean":
-        weight_Q = weight_Q + share
-    elif settings.teacher == "confident":
+def old_weight(
+    teachers: Mapping[str, Tensor], targets: Targets, settings: CompatibilityConfig
+) -> Tensor:
+    """Old's weight in the mixture [Q], from the teachers' gridded scores [Q, K]."""
+    some, share = next(iter(teachers.values())), settings.old_share
+    if settings.teacher in ("new", "old", "mean"):
+        fixed = {"new": 0.0, "old": 1.0, "mean": share}[settings.teacher]
+        return some.new_full((len(some),), fixed)
+    if settings.teacher == "confident":
         sure = {n: _log_softmax(s, targets, 1.0).amax(1).exp() for n, s in teachers.items()}
-        weight_Q = (share * sure["old"] >= (1 - share) * sure["new"]).to(some.dtype)
-    else:
-        right_Q = (teachers["old"].argmax(1) == targets.gold).to(some.dtype)
-        weight_Q = torch.where(targets.gold >= 0, right_Q, torch.full_like(right_Q, 0.5))
-    return weight_Q[:, None] * p["old"] + (1 - weight_Q)[:, None] * p["new"], weight_Q
+        return (share * sure["old"] >= (1 - share) * sure["new"]).to(some.dtype)
+    right_Q = (teachers["old"].argmax(1) == targets.gold).to(some.dtype)
+    return torch.where(targets.gold >= 0, right_Q, torch.full_like(right_Q, 0.5))
+
+
+def mixture(
+    teachers: Mapping[str, Tensor], old_weight: Tensor, targets: Targets, temperature: float
+) -> Tensor:
+    """p [Q, K] at a temperature: old's distribution by its weight [Q], and new's by the rest. A
+    teacher without weight needn't be there."""
+    weights = {"old": old_weight, "new": 1 - old_weight}
+    parts = [
+        weights[name][:, None] * _log_softmax(scores, targets, temperature).exp()
+        for name, scores in teachers.items()
+    ]
+    return torch.stack(parts).sum(0)
 
 
 def lead(scores: Tensor, answer: Tensor) -> Tensor:

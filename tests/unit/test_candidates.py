@@ -22,8 +22,9 @@ def asked(gold: str | None = " dog", chat: bool = False) -> Question:
     return Question(Query("q", (request,), "{}" if chat else None), gold_text=gold)
 
 
-def requests_of(*said: Written, end_of_turn: str = "", chat: bool = False) -> list[Request]:
-    (question,) = with_candidates([asked(chat=chat)], [{"q": said}], end_of_turn).questions
+def requests_of(*said: Written, end_of_turn: str | None = None) -> list[Request]:
+    one = asked(chat=end_of_turn is not None)
+    (question,) = with_candidates([one], [{"q": said}], end_of_turn).questions
     return list(question.query.requests)
 
 
@@ -39,7 +40,7 @@ def test_an_answer_is_scored_to_its_end_and_one_that_was_cut_is_not() -> None:
 
 def test_a_chats_answer_ends_with_its_turn() -> None:
     cut = Written(" lazy", whole=False)
-    found = requests_of(Written(" fox"), cut, end_of_turn="<|im_end|>", chat=True)
+    found = requests_of(Written(" fox"), cut, end_of_turn="<|im_end|>")
     assert [(r.kind, r.continuation) for r in found] == [
         ("loglikelihood", " dog<|im_end|>"),
         ("loglikelihood", " fox<|im_end|>"),
